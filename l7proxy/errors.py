@@ -1,0 +1,73 @@
+"""Exceptions and the stable names of reasons. Floor 0: imports nothing of l7proxy.
+
+An error says where, what, and what to do about it. Whatever ends or degrades a connection has one
+name out of `Reason`, so that the access log, the statistics and the tests speak of the same thing.
+"""
+
+from __future__ import annotations
+
+from enum import StrEnum
+
+
+class L7ProxyError(Exception):
+    """Base of every error that l7proxy raises on purpose."""
+
+
+class PolicyError(L7ProxyError):
+    """A policy that cannot be used. `str()` is the whole report, all problems at once."""
+
+
+class DatapathUnavailable(L7ProxyError):
+    """The kernel cannot splice here.
+
+    `reason` is one line that says what is missing, `remedy` the command or setting that mends it.
+    """
+
+    def __init__(self, reason: str, remedy: str = "") -> None:
+        super().__init__(f"{reason}; {remedy}" if remedy else reason)
+        self.reason = reason
+        self.remedy = remedy
+
+
+class StartupError(L7ProxyError):
+    """The proxy cannot start as asked (address in use, no such user, ...)."""
+
+
+class TransitionError(L7ProxyError):
+    """An event that the session's table has no row for: always a bug of ours."""
+
+
+class BadRequest(L7ProxyError):
+    """A head that is not forwarded.
+
+    `status` is the HTTP status to answer with, `rule` the short name of the rule that was broken.
+    """
+
+    def __init__(self, status: int, rule: str, detail: str = "") -> None:
+        super().__init__(f"{status} {rule}: {detail}" if detail else f"{status} {rule}")
+        self.status = status
+        self.rule = rule
+        self.detail = detail
+
+
+class Reason(StrEnum):
+    """Why a connection ended as it did; `errors` of `/stats` counts all but `DONE`."""
+
+    DONE = "done"  # both ends finished and every byte was delivered
+    LOCAL_REPLY = "local_reply"  # answered by l7proxy itself as the policy says (404)
+    BAD_REQUEST = "bad_request"  # the strict gate refused the head
+    HEAD_TIMEOUT = "head_timeout"  # no complete head in time
+    CLIENT_CLOSED = "client_closed"  # the client left before its first request was complete
+    CLIENT_RESET = "client_reset"
+    BACKEND_RESET = "backend_reset"
+    DIAL_REFUSED = "dial_refused"  # no endpoint took the connection
+    DIAL_TIMEOUT = "dial_timeout"
+    BACKEND_CLOSED = "backend_closed"  # the backend left before it got the request
+    IDLE_TIMEOUT = "idle_timeout"
+    STALLED = "stalled"  # a receiver took nothing for the overflow timeout
+    URGENT_DATA = "urgent_data"  # out-of-band TCP data is refused
+    CONNECTION_LIMIT = "connection_limit"
+    DESCRIPTORS = "descriptors"  # EMFILE or ENFILE
+    DATAPATH = "datapath"  # the verdict program gave a connection up (broken sequence)
+    DRAIN_DEADLINE = "drain_deadline"
+    INTERNAL = "internal"  # a bug of ours; the log has the traceback
