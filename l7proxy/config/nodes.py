@@ -1,0 +1,217 @@
+"""YAML text -> a tree of nodes that know where they stand.
+
+The tree is built from PyYAML's events and not by its composer, for three reasons: the composer
+recurses, and the one on libyaml (`CSafeLoader`) does so in C, where 100,000 opening brackets end
+the process; an alias inside its own anchor makes its tree endless; and it resolves scalars before
+we can see what they looked like. Here the depth is bounded, cycles are refused, and a scalar keeps
+both its text and the type that YAML 1.1 reads into it, so that `no` where text is wanted can be
+named as the trap that it is.
+
+Aliases are resolved: the same node then stands in several places of the tree. It is as deep as it
+looks but may be wider than memory, so whoever walks it has to count (`walker`).
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+import yaml
+
+from l7proxy.config import syntax
+from l7proxy.config.problems import Problem, Severity, Source, quoted
+
+MAX_DEPTH = 32  # security limit: nested lists and maps; the language needs 7
+
+_LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+_CORE = "tag:yaml.org,2002:"
+# What YAML forbids (YAML 1.1, 5.1 `c-printable`), and the byte order mark anywhere but in front.
+_FORBIDDEN = re.compile(
+    "[^\t\n\r\x20-\x7e\x85\xa0-\ud7ff\ue000-\ufefe\uff00-\ufffd\U00010000-\U0010ffff]"
+)
+
+
+@dataclass(eq=False, slots=True)
+class Node:
+    """A stretch of the source: `start` up to `end`, in characters."""
+
+    start: int
+    end: int
+
+
+@dataclass(eq=False, slots=True)
+class Scalar(Node):
+    """`tag` is what YAML 1.1 makes of it: str, null, bool, int, float, timestamp, merge, value."""
+
+    text: str
+    tag: str
+
+
+@dataclass(eq=False, slots=True)
+class Sequence(Node):
+    """A list."""
+
+    items: list[Node] = field(default_factory=list)
+
+
+@dataclass(eq=False, slots=True)
+class Mapping(Node):
+    """A map, as written: duplicates and `<<` are still in it."""
+
+    pairs: list[tuple[Node, Node]] = field(default_factory=list)
+
+
+class SyntaxProblem(Exception):
+    """The text is no YAML, or YAML that no policy needs. Carries the only problem to report."""
+
+    def __init__(self, problem: Problem) -> None:
+        super().__init__(problem.message)
+        self.problem = problem
+
+
+def compose(source: Source) -> Node | None:
+    """The tree of the only document in `source`, or None when there is nothing in it.
+
+    Raises SyntaxProblem; the first syntax error ends the reading, since what follows it is a guess.
+    """
+    if (bad := _FORBIDDEN.search(source.text)) is not None:
+        raise SyntaxProblem(_control_character(source, bad.start()))
+    try:
+        return _Tree(source).read()
+    except yaml.YAMLError as error:
+        raise SyntaxProblem(syntax.explain(source, error)) from None
+
+
+class _Tree:
+    """One pass over the events, with a stack of our own instead of recursion."""
+
+    def __init__(self, source: Source) -> None:
+        self._source = source
+        self._anchors: dict[str, Node] = {}
+        self._open: list[Sequence | Mapping] = []
+        self._keys: list[Node | None] = []  # beside _open: the key that waits for its value
+        self._root: Node | None = None
+
+    def read(self) -> Node | None:
+        documents = 0
+        for event in self._events():
+            if isinstance(event, yaml.ScalarEvent):
+                self._add(event, self._scalar(event))
+            elif isinstance(event, yaml.SequenceStartEvent):
+                self._push(event, Sequence(*_span(event)))
+            elif isinstance(event, yaml.MappingStartEvent):
+                self._push(event, Mapping(*_span(event)))
+            elif isinstance(event, yaml.CollectionEndEvent):
+                self._open.pop().end = _span(event)[1]
+                self._keys.pop()
+            elif isinstance(event, yaml.AliasEvent):
+                self._add(None, self._alias(event))
+            elif isinstance(event, yaml.DocumentStartEvent):
+                documents += 1
+                if documents > 1:
+                    start, _ = _span(event)
+                    raise self._problem(
+                        start,
+                        start + 3,
+                        "a policy file holds one YAML document, and a second one begins here",
+                        "remove this `---`, or write one file for each policy",
+                    )
+        root = self._root
+        return None if isinstance(root, Scalar) and root.tag == "null" else root
+
+    def _events(self) -> Iterator[yaml.Event]:
+        return yaml.parse(self._source.text, Loader=_LOADER)
+
+    def _problem(self, start: int, end: int, message: str, hint: str = "") -> SyntaxProblem:
+        place = self._source.place(start, end)
+        return SyntaxProblem(Problem(Severity.ERROR, message, place, hint))
+
+    def _push(self, event: yaml.CollectionStartEvent, node: Sequence | Mapping) -> None:
+        kind = "map" if isinstance(node, Mapping) else "seq"
+        if event.tag not in (None, "!", _CORE + kind):
+            raise self._tag(event)
+        if len(self._open) == MAX_DEPTH:
+            raise self._problem(
+                node.start, node.start + 1, f"nested more than {MAX_DEPTH} levels deep"
+            )
+        self._add(event, node)
+        self._open.append(node)
+        self._keys.append(None)
+
+    def _add(self, event: yaml.NodeEvent | None, node: Node) -> None:
+        if event is not None and event.anchor is not None:
+            self._anchors[event.anchor] = node
+        if not self._open:
+            self._root = node
+            return
+        parent = self._open[-1]
+        if isinstance(parent, Sequence):
+            parent.items.append(node)
+        elif (key := self._keys[-1]) is None:
+            self._keys[-1] = node
+        else:
+            if isinstance(node, Scalar) and node.start == node.end:
+                node.start, node.end = key.start, key.end  # nothing there: the key is what to show
+            parent.pairs.append((key, node))
+            self._keys[-1] = None
+
+    def _scalar(self, event: yaml.ScalarEvent) -> Scalar:
+        plain, _ = event.implicit
+        if event.tag is not None and event.tag not in ("!", _CORE + "str"):
+            raise self._tag(event)
+        text: str = event.value
+        start, end = _span(event)
+        if (bad := _FORBIDDEN.search(text)) is not None:  # by an escape in double quotes
+            raise self._problem(
+                start, end, f"this text holds a control character (U+{ord(bad[0]):04X})"
+            )
+        return Scalar(start, end, text, _plain_tag(text) if plain and not event.tag else "str")
+
+    def _alias(self, event: yaml.AliasEvent) -> Node:
+        name = event.anchor
+        start, end = _span(event)
+        node = self._anchors.get(name or "")
+        if node is None:
+            raise self._problem(
+                start,
+                end,
+                f"`*{name}` refers to an anchor, and no `&{name}` stands before it",
+                f'where the text is meant, put it in quotes: "*{name}"',
+            )
+        if any(node is parent for parent in self._open):
+            raise self._problem(start, end, f"`*{name}` stands inside of its own anchor `&{name}`")
+        return node
+
+    def _tag(self, event: yaml.ScalarEvent | yaml.CollectionStartEvent) -> SyntaxProblem:
+        tag = str(event.tag)
+        shown = f"!!{tag.removeprefix(_CORE)}" if tag.startswith(_CORE) else tag
+        return self._problem(
+            *_span(event),
+            f"the tag {quoted(shown)} has no meaning in a policy",
+            "leave the tag out",
+        )
+
+
+def _span(event: yaml.Event) -> tuple[int, int]:
+    start, end = event.start_mark, event.end_mark
+    assert start is not None  # only events made by hand have none
+    assert end is not None
+    return start.index, end.index
+
+
+def _plain_tag(text: str) -> str:
+    """The type of an unquoted scalar, by PyYAML's own YAML 1.1 table."""
+    resolvers = yaml.SafeLoader.yaml_implicit_resolvers
+    for tag, pattern in resolvers.get(text[:1], ()):
+        if pattern.match(text):
+            return str(tag).removeprefix(_CORE)
+    return "str"
+
+
+def _control_character(source: Source, at: int) -> Problem:
+    char = source.text[at]
+    name = "a byte order mark" if char == "\ufeff" else f"the control character U+{ord(char):04X}"
+    return Problem(
+        Severity.ERROR, f"{name} cannot stand here", source.place(at), "remove the character"
+    )

@@ -1,0 +1,135 @@
+"""The walker: looks at nodes, counts what it sees, and collects what is wrong."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator
+from dataclasses import dataclass
+from difflib import get_close_matches
+from typing import Generic, TypeVar
+
+from l7proxy.config import nodes
+from l7proxy.config.nodes import Node, Scalar, Sequence
+from l7proxy.config.problems import Note, Place, Problem, Severity, Source, quoted
+from l7proxy.config.scalars import meaning
+
+MAX_VISITS = 1_000_000  # security limit: nodes looked at, aliases and merges counted each time
+MAX_PROBLEMS = 1_000  # enough for one sitting
+MAX_GUESSES = 20_000  # words compared for "did you mean", a second's worth
+
+T = TypeVar("T")
+
+
+class Stop(Exception):
+    """Reading ends here; the reason has been reported."""
+
+
+@dataclass(eq=False, slots=True)
+class At(Generic[T]):
+    """A value and the node that it was read from."""
+
+    value: T
+    node: Node
+
+
+class Walker:
+    """Problems found so far, and how much of the tree may still be looked at."""
+
+    def __init__(self, source: Source) -> None:
+        self.source = source
+        self.problems: list[Problem] = []
+        self._visits = MAX_VISITS
+        self._guesses = MAX_GUESSES
+
+    def visit(self, node: Node) -> None:
+        """Counts one look at a node; raises Stop when aliases make the policy too wide."""
+        self._visits -= 1
+        if self._visits < 0:
+            self.error(
+                node,
+                f"aliases blow this policy up to more than {MAX_VISITS:,} values",
+                "write the parts out, or use fewer aliases inside of aliases",
+            )
+            raise Stop
+
+    def place(self, node: Node, part: slice | None = None) -> Place:
+        """Where `node` stands, or the part of its text when the text stands there as it is."""
+        start, end = node.start, node.end
+        if part is not None and isinstance(node, Scalar):
+            at = self.source.text.find(node.text, start, end)
+            if at >= 0:
+                first, last, _ = part.indices(len(node.text))
+                start, end = at + first, at + max(last, first + 1)
+        return self.source.place(start, end)
+
+    def error(
+        self,
+        node: Node,
+        message: str,
+        hint: str = "",
+        *,
+        part: slice | None = None,
+        notes: tuple[Note, ...] = (),
+    ) -> None:
+        """Reports an error at `node`; raises Stop after MAX_PROBLEMS."""
+        place = self.place(node, part)
+        self.problems.append(Problem(Severity.ERROR, message, place, hint, notes))
+        if len(self.problems) >= MAX_PROBLEMS:
+            raise Stop
+
+    def warn(
+        self, node: Node, message: str, hint: str = "", *, notes: tuple[Note, ...] = ()
+    ) -> None:
+        """Reports a warning at `node`."""
+        self.problems.append(Problem(Severity.WARNING, message, self.place(node), hint, notes))
+
+    def note(self, message: str, node: Node) -> Note:
+        """A second place for a problem."""
+        return Note(message, self.place(node))
+
+    def guess(self, word: str, known: Collection[str]) -> str | None:
+        """The known word that was probably meant; None also when too much would be compared."""
+        self._guesses -= len(known)
+        if self._guesses < 0 or len(word) > 100:
+            return None
+        by_lower = {name.lower(): name for name in sorted(known, reverse=True)}
+        near = get_close_matches(word.lower(), sorted(by_lower), n=1, cutoff=0.6)
+        return by_lower[near[0]] if near else None
+
+    def entries(self, mapping: nodes.Mapping) -> dict[str, tuple[Scalar, Node]]:
+        """The pairs of a map by key, `<<` merged in; duplicates and odd keys are reported.
+
+        As YAML's merge says: a key of the map itself wins over a merged one, and of several merged
+        maps the first wins.
+        """
+        own: dict[str, tuple[Scalar, Node]] = {}
+        merged: dict[str, tuple[Scalar, Node]] = {}
+        for key, value in mapping.pairs:
+            self.visit(key)
+            if not isinstance(key, Scalar):
+                self.error(key, "a key must be plain text", "write it as `key: value`")
+            elif key.tag == "merge":
+                for name, pair in self._merged(value):
+                    merged.setdefault(name, pair)
+            elif key.text in own:
+                first = self.note("first written here", own[key.text][0])
+                self.error(key, f"the key {quoted(key.text)} is written twice", notes=(first,))
+            else:
+                own[key.text] = key, value
+        return {**own, **{name: pair for name, pair in merged.items() if name not in own}}
+
+    def _merged(self, value: Node) -> Iterator[tuple[str, tuple[Scalar, Node]]]:
+        for part in value.items if isinstance(value, Sequence) else [value]:
+            self.visit(part)
+            if isinstance(part, nodes.Mapping):
+                yield from self.entries(part).items()
+            else:
+                self.error(
+                    part,
+                    f"`<<` merges maps, and this is {meaning(part)}",
+                    "write `<<: *anchor` with the anchor of a map",
+                )
+
+
+def did_you_mean(word: str) -> str:
+    """The hint for a guess."""
+    return f"did you mean {quoted(word)}?"

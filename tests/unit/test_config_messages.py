@@ -1,0 +1,111 @@
+"""Every message of `check`, by its exact text and position: see policy_cases/__init__.py."""
+
+from __future__ import annotations
+
+import ast
+from pathlib import Path
+
+import policy_cases
+import pytest
+import yaml
+
+from l7proxy import config
+from l7proxy.config import check_text, nodes
+
+FILES = ("listeners", "routes", "backends", "warnings", "yaml")
+CASES = [
+    pytest.param(case, id=f"{name}: {case.about}")
+    for name in FILES
+    for case in policy_cases.read(name)
+]
+
+
+@pytest.fixture(params=["CSafeLoader", "SafeLoader"])
+def _each_yaml_parser(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """libyaml words its errors in one way and PyYAML's own parser in another; we in one."""
+    if not hasattr(yaml, request.param):
+        pytest.skip("PyYAML without libyaml")
+    monkeypatch.setattr(nodes, "_LOADER", getattr(yaml, request.param))
+
+
+@pytest.mark.usefixtures("_each_yaml_parser")
+@pytest.mark.parametrize("case", CASES)
+def test_said(case: policy_cases.Case) -> None:
+    report = check_text(case.policy, "policy.yaml")
+    assert sorted(policy_cases.said(report)) == sorted(case.expected)
+    assert (report.policy is None) == bool(report.errors)
+
+
+def test_cases_are_read_to_the_letter() -> None:
+    """The format above, on a case with everything in it."""
+    lines = (
+        "about",
+        "| routes: [x,",
+        "!          ^ error: no: such",
+        "! = hint",
+        "!           ^ note: here",
+        "| y]",
+    )
+    block = "\n".join(lines)
+    case = policy_cases._case(block)
+    assert case.policy.startswith("routes: [x,\ny]\nlisteners: ")
+    assert case.expected == (
+        (1, 10, 1, "error", "no: such", "hint"),
+        (1, 11, 1, "note", "here", ""),
+    )
+
+
+MESSAGE_ARGUMENT = {"error": 1, "warn": 1, "note": 0, "Note": 0, "Bad": 0, "Problem": 1}
+TELLERS = {"_tell": 0, "_tell_opening": 0, "_tell_both": 0, "_problem": 2, "_unreadable": 1}
+ELSEWHERE = {  # said about files, or about what is too large to write down: test_config.py
+    "cannot read this file: ",
+    "a policy has at most ",
+    "this file is UTF-16",
+    "the byte 0x",
+    "not valid YAML: ",
+    "aliases blow this policy up to more than ",
+    "a byte order mark",  # first half of a message put together from two
+    " cannot stand here",
+}
+
+
+def _messages(path: Path) -> list[str]:
+    """The constant parts of all messages in a module, the longest of each."""
+    found = []
+    for call in ast.walk(ast.parse(path.read_text())):
+        if not isinstance(call, ast.Call):
+            continue
+        name = getattr(call.func, "attr", getattr(call.func, "id", ""))
+        at = {**MESSAGE_ARGUMENT, **TELLERS}.get(name)
+        if at is None or len(call.args) <= at:
+            continue
+        parts = [
+            node.value
+            for node in ast.walk(call.args[at])
+            if isinstance(node, ast.Constant) and isinstance(node.value, str)
+        ]
+        found += [max(parts, key=len)] if parts else []
+    return found
+
+
+@pytest.mark.parametrize("path", sorted(Path(config.__file__).parent.glob("*.py")), ids=str)
+def test_no_message_is_left_out(path: Path) -> None:
+    said = "\n".join(message for case in CASES for message in _texts(case.values[0]))
+    missing = [part for part in _messages(path) if part not in said]
+    assert [part for part in missing if part not in ELSEWHERE] == []
+
+
+def _texts(case: object) -> list[str]:
+    assert isinstance(case, policy_cases.Case)
+    return [text for said in case.expected for text in said[4:]]
+
+
+def test_the_search_for_messages_finds_them() -> None:
+    """Guards the test above: a teller that is renamed would make it pass for nothing."""
+    folder = Path(config.__file__).parent
+    counts = {path.stem: len(_messages(path)) for path in folder.glob("*.py")}
+    assert counts["values"] + counts["addresses"] >= 25
+    assert counts["schema"] + counts["walker"] >= 15
+    assert counts["syntax"] >= 10
+    assert counts["references"] >= 5
+    assert counts["lint"] >= 6
