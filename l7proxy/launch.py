@@ -1,0 +1,258 @@
+"""`l7proxy run`: puts the parts together. Everything privileged happens here, before the fork.
+
+Order: policy, rights, datapath, listeners, BPF objects, counters, access log; then the supervisor,
+whose workers inherit all of it; then the admin server, which they must not.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import codecs
+import logging
+import os
+import socket
+import sys
+import time
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from l7proxy import __version__, worker
+from l7proxy import config as policies
+from l7proxy.admin import Admin
+from l7proxy.datapath.sockmap import Splicer, load_splicers
+from l7proxy.doctor import prove_sockmap
+from l7proxy.errors import DatapathUnavailable, StartupError
+from l7proxy.model import Datapath, Listener, Policy
+from l7proxy.net import privileges
+from l7proxy.net.adminsocket import open_admin
+from l7proxy.net.listen import bound_address, open_listeners
+from l7proxy.supervisor import EXIT_FAILED, Supervisor
+from l7proxy.telemetry import log as operational
+from l7proxy.telemetry.accesslog import AccessLog
+from l7proxy.telemetry.counters import Counter, SharedCounters
+from l7proxy.telemetry.log import event
+
+log = logging.getLogger(__name__)
+
+_MOST_PAIRS = 131_072  # in one worker; a pair takes about 0.5 KiB of kernel memory, used or not
+_EVEN_SHARE = 16_384  # pairs that each worker can hold however many workers there are
+_RESERVE = 64  # descriptors that are no connections
+_WATCH_SECONDS = 5.0
+
+
+@dataclass(frozen=True, slots=True)
+class Options:
+    """What `l7proxy run` was asked for."""
+
+    policy: str
+    workers: int | None = None
+    datapath: str = "auto"
+    admin: str | None = None
+    access_log: str = "-"
+    drain_seconds: float = 30.0
+    user: str | None = None
+    log_level: str = "info"
+
+
+@dataclass(frozen=True, slots=True)
+class _Way:
+    """The datapath that was chosen, why, and the kernel's part of it for each worker."""
+
+    datapath: Datapath
+    reason: str
+    splicers: tuple[Splicer, ...] = ()
+
+    def splicer(self, slot: int) -> Splicer | None:
+        return self.splicers[slot] if self.splicers else None
+
+
+def run(options: Options) -> int:
+    """Run until stopped; the exit code. Raises StartupError when it cannot start as asked."""
+    operational.configure(options.log_level)
+    report = policies.check(options.policy)
+    if report.errors or report.warnings:
+        print(report.render(), file=sys.stderr, flush=True)
+    if report.policy is None:
+        return EXIT_FAILED
+    policy = report.policy
+    account = privileges.account(options.user)
+    workers = options.workers or len(os.sched_getaffinity(0))
+    _, files = privileges.raise_nofile()
+    wanted = _wanted(options.datapath)
+    listeners = open_listeners(policy)
+    way = _load(wanted, options.datapath, workers, _pairs(policy, workers, files))
+    shared = SharedCounters(workers, len(listeners))
+    access_log = AccessLog.open(options.access_log)
+
+    # Python imports codecs when they are first used, and the workers' user may not be able to read
+    # an installation below /root.
+    for codec in ("ascii", "latin-1", "utf-8"):
+        codecs.lookup(codec)
+
+    def child(slot: int, control_fd: int) -> int:
+        privileges.drop(account)
+        setup = worker.WorkerSetup(
+            slot=slot,
+            policy=policy,
+            listeners=listeners,
+            splicer=way.splicer(slot),
+            datapath=way.datapath,
+            counters=shared.slot(slot),
+            access_log=access_log,
+            control_fd=control_fd,
+        )
+        return worker.run(setup)
+
+    supervisor = Supervisor(
+        workers,
+        child,
+        drain_seconds=options.drain_seconds,
+        on_exit=shared.reconcile,
+        on_drain=lambda: _close(listeners),
+        active=shared.active,
+    )
+    return asyncio.run(_serve(options, supervisor, listeners, way, shared))
+
+
+async def _serve(
+    options: Options,
+    supervisor: Supervisor,
+    listeners: list[tuple[Listener, socket.socket]],
+    way: _Way,
+    shared: SharedCounters,
+) -> int:
+    begun = time.monotonic()
+
+    def stats() -> dict[str, Any]:
+        return collect(supervisor, way, shared, time.monotonic() - begun)
+
+    def ready() -> None:
+        for listener, sock in listeners:
+            log.info(
+                event(
+                    "listening",
+                    name=listener.name,
+                    address=bound_address(sock),
+                    protocol=listener.protocol,
+                )
+            )
+        if admin_socket is not None:
+            log.info(event("admin", address=admin_socket.text))
+        log.info(event("ready", datapath=way.datapath, workers=supervisor.configured))
+
+    admin_socket = open_admin(options.admin) if options.admin else None
+    admin = Admin(stats, lambda: supervisor.draining)
+    watch = asyncio.create_task(_watch(shared))
+    try:
+        if admin_socket is not None:
+            await admin.start(admin_socket.sock)
+        return await supervisor.run(ready)
+    finally:
+        watch.cancel()
+        await admin.close()
+        if admin_socket is not None:
+            admin_socket.remove()
+
+
+async def _watch(shared: SharedCounters) -> None:
+    """Say so when lines of the access log are lost: nothing else would tell."""
+    told = 0
+    while True:
+        await asyncio.sleep(_WATCH_SECONDS)
+        dropped = shared.total(Counter.LOG_DROPPED)
+        if dropped > told:
+            log.warning(
+                event("access log lines dropped: its reader is too slow", lines=dropped - told)
+            )
+        told = dropped
+
+
+def collect(
+    supervisor: Supervisor, way: _Way, shared: SharedCounters, uptime: float
+) -> dict[str, Any]:
+    """The object that `GET /stats` answers with: totals over all workers, live."""
+    kernel = [asdict(splicer.totals()) for splicer in way.splicers]
+
+    def moved(name: str) -> int:
+        return sum(totals[name] for totals in kernel)
+
+    spliced, relayed = shared.spliced(), shared.relayed()
+    return {
+        "version": __version__,
+        "datapath": str(way.datapath),
+        "datapath_reason": way.reason,
+        "workers": {
+            "configured": supervisor.configured,
+            "running": supervisor.running,
+            "restarts": supervisor.restarts,
+        },
+        "uptime_seconds": round(uptime, 3),
+        "draining": supervisor.draining,
+        "connections": {
+            "accepted": shared.total(Counter.ACCEPTED),
+            "active": shared.active(),
+            "refused": shared.total(Counter.REFUSED),
+        },
+        "pairs": {"active": spliced + relayed, "spliced": spliced, "relayed": relayed},
+        "bytes": {
+            "redirected": {
+                "from_client": moved("redirected_client"),
+                "from_backend": moved("redirected_backend"),
+            },
+            "relayed": {
+                "from_client": shared.total(Counter.RELAYED_CLIENT),
+                "from_backend": shared.total(Counter.RELAYED_BACKEND),
+            },
+        },
+        "overflows": shared.total(Counter.OVERFLOWS),
+        "errors": shared.errors(),
+        "kernel": {name: moved(name) for name in ("passed", "trims", "trimmed_bytes", "drops")},
+    }
+
+
+# ---- the datapath
+
+
+def _wanted(asked: str) -> _Way:
+    """Sockmap where it is asked for or possible; proven by the self-test either way."""
+    if asked not in ("auto", Datapath.SOCKMAP):
+        return _Way(Datapath(asked), f"asked for with --datapath {asked}")
+    try:
+        prove_sockmap()
+    except DatapathUnavailable as error:
+        return _fall_back(asked, error)
+    return _Way(Datapath.SOCKMAP, "the kernel passed the self-test")
+
+
+def _load(way: _Way, asked: str, workers: int, pairs: int) -> _Way:
+    if way.datapath is not Datapath.SOCKMAP:
+        return way
+    try:
+        return _Way(way.datapath, way.reason, tuple(load_splicers(workers, pairs)))
+    except DatapathUnavailable as error:
+        return _fall_back(asked, error)
+
+
+def _fall_back(asked: str, error: DatapathUnavailable) -> _Way:
+    if asked == Datapath.SOCKMAP:
+        raise StartupError(f"--datapath sockmap: {error}") from error
+    fields = {"why": error.reason} | ({"remedy": error.remedy} if error.remedy else {})
+    log.warning(event("the kernel does not splice here, relaying", **fields))
+    return _Way(Datapath.SPLICE2, str(error))
+
+
+def _pairs(policy: Policy, workers: int, files: int) -> int:
+    """How many pairs each worker's maps hold: what its share of connections may come to.
+
+    The kernel does not spread connections evenly, so a share is generous; beyond it pairs are
+    relayed.
+    """
+    connections = sum(listener.limits.connections for listener in policy.listeners.values())
+    share = max(_EVEN_SHARE, 2 * connections // workers)
+    most = (files - _RESERVE) // 2 if files > 0 else _MOST_PAIRS  # RLIM_INFINITY is -1
+    return max(_RESERVE, min(connections, share, most, _MOST_PAIRS))
+
+
+def _close(listeners: list[tuple[Listener, socket.socket]]) -> None:
+    for _, sock in listeners:
+        sock.close()

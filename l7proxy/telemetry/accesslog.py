@@ -1,0 +1,201 @@
+"""One JSON object a line for each connection, written when it has ended.
+
+What a client sent is hostile: it reaches the log only through JSON's own escapes, so a line is
+always printable ASCII, one object, and at most `sink.CHUNK` bytes. A field that would be longer
+than its budget is cut and ends in U+2026, which no byte of a request can produce.
+
+Nobody waits for the log: lines that its reader does not take are kept up to `BACKLOG` bytes, then
+dropped and counted.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from dataclasses import dataclass
+from functools import lru_cache
+from json.encoder import encode_basestring_ascii
+
+from l7proxy.errors import Reason
+from l7proxy.telemetry import sink
+
+BACKLOG = 256 * 1024  # bytes of lines that a worker keeps for a slow reader
+_CUT = "\\u2026"
+
+# Budgets of escaped characters, quotes included. Together with the keys and the numbers at their
+# longest they stay below sink.CHUNK; a test builds that line.
+_NAME = 160
+_CLIENT = 80
+_METHOD = 80
+_HOST = 360
+_PATH = 1900
+
+
+@dataclass(slots=True)
+class Record:
+    """What the log tells of a connection; a worker fills it in as the connection goes on.
+
+    `time` is in seconds since the epoch, at accept. `*_ms` count from accept; None when the point
+    was never reached. Bytes are named by where they came from: `in` the client, `out` the backend;
+    `kernel_*` is how many of those the kernel moved. Text from a client is latin-1 decoded.
+    """
+
+    time: float
+    worker: int
+    listener: str
+    client: str
+    route: str = ""
+    backend: str = ""
+    endpoint: str = ""
+    method: str = ""
+    host: str = ""
+    path: str = ""
+    protocol: str = ""
+    datapath: str = ""
+    head_ms: float | None = None
+    dial_ms: float | None = None
+    splice_ms: float | None = None
+    total_ms: float | None = None
+    bytes_in: int = 0
+    bytes_out: int = 0
+    kernel_in: int = 0
+    kernel_out: int = 0
+    overflows: int = 0
+    status: int | None = None
+    reason: Reason = Reason.DONE
+    state: str = ""
+
+
+def encode(record: Record) -> bytes:
+    """The record's line, newline included; at most `sink.CHUNK` bytes of ASCII."""
+    r = record
+    return (
+        f'{{"time":"{_stamp(r.time)}","worker":{r.worker},"listener":{_name(r.listener)},'
+        f'"client":{_text(r.client, _CLIENT)},"route":{_name(r.route)},'
+        f'"backend":{_name(r.backend)},"endpoint":{_name(r.endpoint)},'
+        f'"method":{_text(r.method, _METHOD)},"host":{_text(r.host, _HOST)},'
+        f'"path":{_text(r.path, _PATH)},"protocol":{_name(r.protocol)},'
+        f'"datapath":{_name(r.datapath)},"head_ms":{_ms(r.head_ms)},"dial_ms":{_ms(r.dial_ms)},'
+        f'"splice_ms":{_ms(r.splice_ms)},"total_ms":{_ms(r.total_ms)},'
+        f'"bytes_in":{r.bytes_in},"bytes_out":{r.bytes_out},'
+        f'"kernel_in":{r.kernel_in},"kernel_out":{r.kernel_out},"overflows":{r.overflows},'
+        f'"status":{"null" if r.status is None else r.status},'
+        f'"reason":{_name(r.reason)},"state":{_name(r.state)}}}\n'
+    ).encode("ascii")
+
+
+class AccessLog:
+    """Buffers lines and writes them in chunks. Without a sink it is off and costs nothing.
+
+    Made in the supervisor, before the fork; each worker then has its own buffer.
+    """
+
+    def __init__(self, out: sink.Sink | None) -> None:
+        self._out = out
+        self._chunks: deque[bytes] = deque()
+        self._last: list[bytes] = []
+        self._last_size = 0
+        self._size = 0
+        self.dropped = 0
+        """Lines that were lost, because the buffer was full or the write failed."""
+
+    @classmethod
+    def open(cls, where: str) -> AccessLog:
+        """Open `-` (stdout), `off`, or a path. Raises StartupError with what to do about it."""
+        if where == "off":
+            return cls(None)
+        return cls(sink.open_standard(1) if where == "-" else sink.open_path(where))
+
+    @property
+    def pending(self) -> bool:
+        """Whether lines wait for `flush`."""
+        return self._size > 0
+
+    def write(self, record: Record) -> None:
+        """Add a line; writes only when a whole chunk has come together."""
+        if self._out is None:
+            return
+        line = encode(record)
+        if self._size + len(line) > BACKLOG:
+            self.dropped += 1
+            return
+        if self._last_size + len(line) > sink.CHUNK:
+            self.flush()
+        self._last.append(line)
+        self._last_size += len(line)
+        self._size += len(line)
+
+    def flush(self) -> None:
+        """Write what the reader takes now; the rest is kept. Never waits, never raises OSError."""
+        if self._out is None:
+            return
+        if self._last:
+            self._chunks.append(b"".join(self._last))
+            self._last = []
+            self._last_size = 0
+        while self._chunks:
+            chunk = self._chunks[0]
+            try:
+                if not self._out.put(chunk):
+                    return
+            except OSError:
+                self.dropped += chunk.count(b"\n")
+            self._size -= len(chunk)
+            self._chunks.popleft()
+        try:
+            self._out.finish()
+        except OSError:
+            self.dropped += 1
+
+    def close(self, seconds: float = 0.5) -> None:
+        """Write the rest, with a little patience for the reader, and close."""
+        if self._out is None:
+            return
+        deadline = time.monotonic() + seconds
+        self.flush()
+        while (self._size or not self._finished()) and time.monotonic() < deadline:
+            time.sleep(0.005)
+            self.flush()
+        self.dropped += sum(chunk.count(b"\n") for chunk in self._chunks)
+        self._out.close()
+        self._out = None
+
+    def _finished(self) -> bool:
+        try:
+            return self._out is None or self._out.finish()
+        except OSError:
+            return True
+
+
+def _text(text: str, budget: int) -> str:
+    """A JSON string of at most `budget` characters, quotes included."""
+    escaped = encode_basestring_ascii(text[:budget])
+    if len(escaped) <= budget and len(text) <= budget:
+        return escaped
+    room = budget - len(_CUT)
+    keep = min(len(text), budget)
+    while len(escaped) > room:
+        keep = min(keep - 1, keep * room // len(escaped))
+        escaped = encode_basestring_ascii(text[:keep])
+    return f'{escaped[:-1]}{_CUT}"'
+
+
+@lru_cache(maxsize=2048)
+def _name(text: str) -> str:
+    """As `_text`, for the words of the policy and of l7proxy, which come again and again."""
+    return _text(text, _NAME)
+
+
+def _ms(value: float | None) -> str:
+    return "null" if value is None else f"{value:.3f}"
+
+
+@lru_cache(maxsize=8)
+def _second(second: int) -> str:
+    return time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(second))
+
+
+def _stamp(moment: float) -> str:
+    """UTC, ISO 8601, to the millisecond."""
+    second = int(moment)
+    return f"{_second(second)}.{int((moment - second) * 1000):03d}Z"

@@ -1,0 +1,184 @@
+"""Counters that all workers write and the supervisor reads, without a system call or a lock.
+
+The facts behind the layout:
+
+- An anonymous shared mapping made before `fork` is the same memory in the supervisor and in every
+  worker; it needs no name, no file and no clean-up.
+- Every worker has a slot of its own and is its only writer, so `view[Counter.X] += 1` needs no
+  atomic operation. A slot is a whole number of cache lines: no two workers share one.
+- A `memoryview` cast to "Q" reads and writes an aligned 8-byte word in one access on the 64-bit
+  machines that l7proxy runs on, so the supervisor never sees half of a value.
+- There are no gauges. What lives now is a difference of two counters that only grow (ACCEPTED -
+  CLOSED), so a worker that is killed between the two leaves a difference that its connections no
+  longer justify. The kernel closed them with it; `reconcile` says so in the slot, which the worker
+  that replaces the dead one goes on with. Totals never go back.
+"""
+
+from __future__ import annotations
+
+import mmap
+from enum import IntEnum, unique
+
+from l7proxy.errors import Reason
+
+_WORD = 8
+_LINE_WORDS = 64 // _WORD
+_MASK = (1 << 64) - 1
+
+
+@unique
+class Counter(IntEnum):
+    """The words of a slot. Counts of events unless the comment says bytes."""
+
+    ACCEPTED = 0  # connections taken on and served
+    CLOSED = 1  # ... and ended; ACCEPTED - CLOSED are alive
+    REFUSED = 2  # connections reset at once (limit, descriptors); never part of ACCEPTED
+    SPLICES = 3  # pairs put into the kernel
+    SPLICES_ENDED = 4
+    RELAYS = 5  # pairs that user space moves for their whole life
+    RELAYS_ENDED = 6
+    RELAYED_CLIENT = 7  # bytes from clients that user space moved, what came with the head too
+    RELAYED_BACKEND = 8  # bytes from backends that user space moved
+    OVERFLOWS = 9  # directions of spliced pairs that user space had to take over for a while
+    LOG_DROPPED = 10  # access-log lines that nobody read in time
+    ERROR_LOCAL_REPLY = 11
+    ERROR_BAD_REQUEST = 12
+    ERROR_HEAD_TIMEOUT = 13
+    ERROR_CLIENT_CLOSED = 14
+    ERROR_CLIENT_RESET = 15
+    ERROR_BACKEND_RESET = 16
+    ERROR_DIAL_REFUSED = 17
+    ERROR_DIAL_TIMEOUT = 18
+    ERROR_BACKEND_CLOSED = 19
+    ERROR_IDLE_TIMEOUT = 20
+    ERROR_STALLED = 21
+    ERROR_URGENT_DATA = 22
+    ERROR_CONNECTION_LIMIT = 23
+    ERROR_DESCRIPTORS = 24
+    ERROR_DATAPATH = 25
+    ERROR_DRAIN_DEADLINE = 26
+    ERROR_INTERNAL = 27
+
+
+ERRORS: dict[Reason, Counter] = {
+    reason: Counter[f"ERROR_{reason.name}"] for reason in Reason if reason is not Reason.DONE
+}
+"""The counter of each reason but `Reason.DONE`, which is no error."""
+
+_PAIRED = (
+    (Counter.ACCEPTED, Counter.CLOSED),
+    (Counter.SPLICES, Counter.SPLICES_ENDED),
+    (Counter.RELAYS, Counter.RELAYS_ENDED),
+)
+
+
+class Counters:
+    """One worker's slot, and a look at everybody's for the limits that hold over all workers."""
+
+    __slots__ = ("_first", "_shared", "view")
+
+    def __init__(self, shared: SharedCounters, view: memoryview) -> None:
+        self._shared = shared
+        self._first = len(Counter)
+        self.view = view
+        """Indexed by `Counter`; `view[Counter.ACCEPTED] += 1` is the whole protocol."""
+
+    def fail(self, reason: Reason) -> None:
+        """Count why a connection ended or was refused; `DONE` is no error and counts nowhere."""
+        if reason is not Reason.DONE:
+            self.view[ERRORS[reason]] += 1
+
+    def enter(self, listener: int) -> None:
+        """One connection more lives on the listener with this index (order of the policy)."""
+        self.view[self._first + 2 * listener] += 1
+
+    def leave(self, listener: int) -> None:
+        """One connection fewer lives on this listener."""
+        self.view[self._first + 2 * listener + 1] += 1
+
+    def present(self, listener: int) -> int:
+        """How many connections live on this listener, over all workers."""
+        return self._shared.present(listener)
+
+
+class SharedCounters:
+    """The slots of all workers. Make it before the first fork.
+
+    `listeners` is how many listeners the policy has: each slot keeps their live connections, so
+    that a listener's connection limit can hold over all workers.
+    """
+
+    def __init__(self, workers: int, listeners: int = 0) -> None:
+        if workers < 1:
+            raise ValueError("a slot for at least one worker is needed")
+        used = len(Counter) + 2 * listeners
+        self.workers = workers
+        self.listeners = listeners
+        self._stride = -(-used // _LINE_WORDS) * _LINE_WORDS
+        self._map = mmap.mmap(-1, workers * self._stride * _WORD)
+        self._bytes = memoryview(self._map)
+        self._words = self._bytes.cast("Q")
+        self._views = [
+            self._words[worker * self._stride : (worker + 1) * self._stride]
+            for worker in range(workers)
+        ]
+
+    def slot(self, worker: int) -> Counters:
+        """The slot of one worker; the same memory each time it is asked for."""
+        return Counters(self, self._views[worker])
+
+    def total(self, counter: Counter) -> int:
+        """The sum of a counter over all workers, live."""
+        return sum(self._words[counter :: self._stride])
+
+    def present(self, listener: int) -> int:
+        """How many connections live on the listener with this index, over all workers.
+
+        A worker that counts an end between the two reads cannot make this negative.
+        """
+        word = len(Counter) + 2 * listener
+        left = sum(self._words[word + 1 :: self._stride])
+        return max(0, sum(self._words[word :: self._stride]) - left)
+
+    def active(self) -> int:
+        """Connections alive, over all workers."""
+        return self._difference(Counter.ACCEPTED, Counter.CLOSED)
+
+    def spliced(self) -> int:
+        """Pairs in the kernel, over all workers."""
+        return self._difference(Counter.SPLICES, Counter.SPLICES_ENDED)
+
+    def relayed(self) -> int:
+        """Pairs that user space moves for their whole life, over all workers."""
+        return self._difference(Counter.RELAYS, Counter.RELAYS_ENDED)
+
+    def errors(self) -> dict[str, int]:
+        """How often each reason ended a connection; every reason but `done` is there."""
+        return {reason.value: self.total(counter) for reason, counter in ERRORS.items()}
+
+    def reconcile(self, worker: int) -> int:
+        """End, on paper, what a worker took with it when it died; how many connections that was.
+
+        Only for a slot whose worker has been waited for: nobody else may be writing to it.
+        """
+        view = self._views[worker]
+        lost = (view[Counter.ACCEPTED] - view[Counter.CLOSED]) & _MASK
+        for started, ended in _PAIRED:
+            view[ended] = view[started]
+        for listener in range(self.listeners):
+            word = len(Counter) + 2 * listener
+            view[word + 1] = view[word]
+        return lost
+
+    def close(self) -> None:
+        """Unmap. Slots handed out before are unusable afterwards."""
+        for view in self._views:
+            view.release()
+        self._views.clear()
+        self._words.release()
+        self._bytes.release()
+        self._map.close()
+
+    def _difference(self, started: Counter, ended: Counter) -> int:
+        ends = self.total(ended)  # read first: what starts meanwhile only makes the answer larger
+        return max(0, self.total(started) - ends)

@@ -1,0 +1,330 @@
+"""The admin server: what it answers, and what it does not let itself in for."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import os
+import socket
+import stat
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from l7proxy import admin as module
+from l7proxy.admin import Admin
+from l7proxy.errors import StartupError
+from l7proxy.net.adminsocket import open_admin
+
+pytestmark = pytest.mark.net
+
+Connect = Callable[[], socket.socket]
+
+
+def serve(
+    scenario: Callable[[Connect], None],
+    *,
+    path: Path | None = None,
+    stats: Callable[[], dict[str, Any]] = lambda: {"version": "x"},
+    draining: Callable[[], bool] = lambda: False,
+) -> None:
+    """Run the scenario, in a thread, against an admin server on a unix socket or on loopback."""
+
+    async def main() -> None:
+        opened = open_admin(str(path) if path else "127.0.0.1:0")
+        server = Admin(stats, draining)
+        await server.start(opened.sock)
+        address: Any = str(path) if path else opened.sock.getsockname()
+
+        def connect() -> socket.socket:
+            client = socket.socket(opened.sock.family)
+            client.settimeout(10)
+            client.connect(address)
+            return client
+
+        try:
+            await asyncio.to_thread(scenario, connect)
+        finally:
+            await server.close()
+            opened.remove()
+            await asyncio.sleep(0)  # transports close in the next turn
+
+    asyncio.run(main())
+
+
+def everything(client: socket.socket) -> bytes:
+    """What comes until the end; a reset is one."""
+    got = b""
+    try:
+        while more := client.recv(65536):
+            got += more
+    except ConnectionResetError:
+        pass
+    return got
+
+
+def ask(connect: Connect, request: bytes) -> tuple[bytes, bytes]:
+    """Head and body of all that is answered until the server closes."""
+    with connect() as client:
+        client.sendall(request)
+        head, _, body = everything(client).partition(b"\r\n\r\n")
+    return head, body
+
+
+CLOSE = b"Host: localhost\r\nConnection: close\r\n\r\n"
+
+
+def test_healthz_and_stats() -> None:
+    def scenario(connect: Connect) -> None:
+        head, body = ask(connect, b"GET /healthz HTTP/1.1\r\n" + CLOSE)
+        assert head.startswith(b"HTTP/1.1 200 ")
+        assert body == b"ok"
+        head, body = ask(connect, b"GET /stats?pretty HTTP/1.1\r\n" + CLOSE)
+        assert b"content-type: application/json" in head.lower()
+        assert json.loads(body) == {"version": "x"}
+        _, body = ask(connect, b"GET http://localhost/healthz HTTP/1.1\r\n" + CLOSE)
+        assert body == b"ok"
+        _, body = ask(connect, b"GET /healthz HTTP/1.0\r\n\r\n")
+        assert body == b"ok"
+
+    serve(scenario)
+
+
+def test_head_has_the_length_and_no_body() -> None:
+    def scenario(connect: Connect) -> None:
+        head, body = ask(connect, b"HEAD /healthz HTTP/1.1\r\n" + CLOSE)
+        assert head.startswith(b"HTTP/1.1 200 ")
+        assert b"content-length: 2" in head.lower()
+        assert body == b""
+
+    serve(scenario)
+
+
+def test_draining_is_not_healthy() -> None:
+    def scenario(connect: Connect) -> None:
+        head, body = ask(connect, b"GET /healthz HTTP/1.1\r\n" + CLOSE)
+        assert head.startswith(b"HTTP/1.1 503 ")
+        assert body == b"draining"
+
+    serve(scenario, draining=lambda: True)
+
+
+def test_a_connection_is_kept_and_pipelined_requests_are_answered_in_turn() -> None:
+    def scenario(connect: Connect) -> None:
+        one = b"GET /healthz HTTP/1.1\r\nHost: [::1]:9\r\n\r\n"
+        with connect() as client:
+            client.sendall(one + one.replace(b"GET", b"HEAD") + b"GET /x HTTP/1.1\r\n" + CLOSE)
+            answer = everything(client)
+        assert answer.count(b"HTTP/1.1 200 ") == 2
+        assert answer.count(b"HTTP/1.1 404 ") == 1
+        assert answer.index(b" 404 ") > answer.rindex(b" 200 ")
+
+    serve(scenario)
+
+
+REFUSED = [
+    ("another path", b"GET / HTTP/1.1\r\n" + CLOSE, 404),
+    ("another method", b"DELETE /stats HTTP/1.1\r\n" + CLOSE, 405),
+    ("a body", b"POST /stats HTTP/1.1\r\nContent-Length: 5\r\n" + CLOSE + b"12345", 405),
+    ("a body that never comes", b"GET /stats HTTP/1.1\r\nContent-Length: 5\r\n" + CLOSE, 200),
+    ("a bad body", b"GET /stats HTTP/1.1\r\nTransfer-Encoding: chunked\r\n" + CLOSE + b"z\n", 200),
+    ("rubbish", b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\r\n\r\n", 400),
+    ("no Host", b"GET /stats HTTP/1.1\r\n\r\n", 400),
+    ("a Host from elsewhere", b"GET /stats HTTP/1.1\r\nHost: evil.example\r\n\r\n", 403),
+    ("a head beyond the limit", b"GET /stats HTTP/1.1\r\nX: " + b"x" * 40_000, 431),
+]
+
+
+@pytest.mark.parametrize(
+    ("request_", "status"), [case[1:] for case in REFUSED], ids=[case[0] for case in REFUSED]
+)
+def test_what_is_refused_gets_a_whole_answer(request_: bytes, status: int) -> None:
+    def scenario(connect: Connect) -> None:
+        with connect() as client:
+            client.sendall(request_)
+            answer = b""
+            while b"\r\n\r\n" not in answer:
+                more = client.recv(65536)
+                assert more, f"closed without an answer: {answer!r}"
+                answer += more
+        assert answer.startswith(b"HTTP/1.1 %d " % status)
+        assert answer.count(b"HTTP/1.1") == 1
+        if status == 405:
+            assert b"allow: get, head" in answer.lower()
+
+    serve(scenario)
+
+
+def test_over_a_unix_socket_any_host_will_do(tmp_path: Path) -> None:
+    def scenario(connect: Connect) -> None:
+        request = b"GET /stats HTTP/1.1\r\nHost: bench\r\nConnection: close\r\n\r\n"
+        head, _ = ask(connect, request)
+        assert head.startswith(b"HTTP/1.1 200 ")
+
+    serve(scenario, path=tmp_path / "admin")
+
+
+def test_a_bug_in_the_statistics_is_a_500_and_not_the_end(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    def stats() -> dict[str, Any]:
+        raise ZeroDivisionError
+
+    def scenario(connect: Connect) -> None:
+        head, _ = ask(connect, b"GET /stats HTTP/1.1\r\n" + CLOSE)
+        assert head.startswith(b"HTTP/1.1 500 ")
+        head, _ = ask(connect, b"GET /healthz HTTP/1.1\r\n" + CLOSE)
+        assert head.startswith(b"HTTP/1.1 200 ")
+
+    serve(scenario, stats=stats)
+    assert "admin request failed" in caplog.text
+
+
+@pytest.mark.parametrize("sent", [b"", b"GET /healthz HT", b"GET /healthz HTTP/1.1\r\nHost: a"])
+def test_a_client_that_does_not_go_on_is_left(monkeypatch: pytest.MonkeyPatch, sent: bytes) -> None:
+    monkeypatch.setattr(module, "IDLE_SECONDS", 0.1)
+
+    def scenario(connect: Connect) -> None:
+        begun = time.monotonic()
+        with connect() as client:
+            client.sendall(sent)
+            assert everything(client) == b""
+        assert time.monotonic() - begun < 2
+
+    serve(scenario)
+
+
+def test_a_client_that_trickles_is_left(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The time is for the whole head, not for each byte."""
+    monkeypatch.setattr(module, "IDLE_SECONDS", 0.3)
+
+    def scenario(connect: Connect) -> None:
+        begun = time.monotonic()
+        with connect() as client, contextlib.suppress(ConnectionError):
+            while time.monotonic() - begun < 3:
+                client.sendall(b"x")
+                time.sleep(0.05)
+        assert 0.2 < time.monotonic() - begun < 2
+
+    serve(scenario)
+
+
+def test_a_client_that_does_not_read_is_left(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "SEND_SECONDS", 0.1)
+    asked: list[float] = []
+
+    def stats() -> dict[str, Any]:
+        asked.append(time.monotonic())
+        return {"version": "x" * 1_000_000}
+
+    def scenario(connect: Connect) -> None:
+        with connect() as client:
+            client.sendall(b"GET /stats HTTP/1.1\r\nHost: localhost\r\n\r\n" * 40)
+            time.sleep(1.0)
+            got = len(everything(client))
+        assert got < 40_000_000
+
+    serve(scenario, stats=stats)
+    assert 0 < len(asked) < 40
+
+
+def test_there_are_only_so_many_clients(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "MAX_CLIENTS", 3)
+
+    def scenario(connect: Connect) -> None:
+        waiting = [connect() for _ in range(3)]
+        time.sleep(0.1)
+        with connect() as one_more:
+            assert everything(one_more) == b""
+        waiting.pop().close()
+        time.sleep(0.1)
+        _, body = ask(connect, b"GET /healthz HTTP/1.1\r\n" + CLOSE)
+        assert body == b"ok"
+        for client in waiting:
+            client.close()
+
+    serve(scenario)
+
+
+# ---- where it listens
+
+
+def test_a_unix_socket_is_for_its_owner_and_goes_away(tmp_path: Path) -> None:
+    path = tmp_path / "admin"
+    before = os.umask(0)
+    os.umask(before)
+    opened = open_admin(f"unix:{path}")
+    assert stat.S_IMODE(path.stat().st_mode) == 0o600
+    assert opened.text == f"unix:{path}"
+    assert os.umask(before) == before
+    opened.remove()
+    assert not path.exists()
+
+
+def test_a_stale_socket_is_replaced(tmp_path: Path) -> None:
+    path = tmp_path / "admin"
+    with socket.socket(socket.AF_UNIX) as left_behind:
+        left_behind.bind(str(path))
+    opened = open_admin(str(path))
+    with socket.socket(socket.AF_UNIX) as client:
+        client.connect(str(path))
+    opened.remove()
+
+
+def test_a_socket_in_use_is_not_replaced(tmp_path: Path) -> None:
+    path = tmp_path / "admin"
+    first = open_admin(str(path))
+    with pytest.raises(StartupError, match="another process listens there"):
+        open_admin(str(path))
+    first.remove()
+
+
+def test_a_file_that_is_no_socket_is_left_alone(tmp_path: Path) -> None:
+    path = tmp_path / "admin"
+    path.write_text("precious")
+    with pytest.raises(StartupError, match="not a socket"):
+        open_admin(str(path))
+    assert path.read_text() == "precious"
+
+
+def test_a_successors_socket_is_not_removed(tmp_path: Path) -> None:
+    path = tmp_path / "admin"
+    first = open_admin(str(path))
+    path.unlink()
+    second = open_admin(str(path))
+    first.remove()
+    assert path.exists()
+    second.remove()
+    assert not path.exists()
+
+
+@pytest.mark.parametrize(
+    ("where", "says"),
+    [
+        ("0.0.0.0:9000", "no authentication"),
+        ("[::]:9000", "no authentication"),
+        ("192.0.2.1:9000", "no authentication"),
+        ("example.com:9000", "not an IP address"),
+        ("9000", "not an address"),
+        (":9000", "not an address"),
+        ("127.0.0.1:99999", "not an address"),
+        ("unix:/no/such/dir/admin", "no such file or directory"),
+        ("/" + "x" * 200, "at most 107 bytes"),
+    ],
+)
+def test_where_it_does_not_listen(where: str, says: str) -> None:
+    with pytest.raises(StartupError, match=says):
+        open_admin(where)
+
+
+@pytest.mark.parametrize("where", ["127.0.0.1:0", "localhost:0", "127.3.2.1:0"])
+def test_where_it_listens(where: str) -> None:
+    opened = open_admin(where)
+    host = "127.0.0.1" if where.startswith("localhost") else where.removesuffix(":0")
+    assert opened.text.startswith(f"{host}:")
+    assert not opened.text.endswith(":0")
+    opened.remove()

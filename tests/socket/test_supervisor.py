@@ -1,0 +1,487 @@
+"""The supervisor with workers that do nothing but die, obey, or refuse to."""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import gc
+import json
+import os
+import select
+import signal
+import subprocess
+import sys
+import textwrap
+import time
+from collections.abc import Awaitable, Callable
+from itertools import pairwise
+from pathlib import Path
+
+import pytest
+
+from l7proxy import supervisor as module
+from l7proxy.errors import StartupError
+from l7proxy.supervisor import Supervisor
+from l7proxy.telemetry.counters import Counter, SharedCounters
+
+# ---- workers
+
+
+def obedient(slot: int, control: int) -> int:
+    """Leaves at the first SIGTERM, or when the supervisor is gone."""
+    signal.signal(signal.SIGTERM, lambda *_: os._exit(0))
+    os.read(control, 1)
+    return 9
+
+
+def stubborn(slot: int, control: int) -> int:
+    """Resets its connections only when it is told a second time."""
+    told = 0
+
+    def count(*_: object) -> None:
+        nonlocal told
+        told += 1
+        if told == 2:
+            os._exit(3)
+
+    signal.signal(signal.SIGTERM, count)
+    os.read(control, 1)
+    return 9
+
+
+def deaf(slot: int, control: int) -> int:
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    os.read(control, 1)
+    return 9
+
+
+def broken(slot: int, control: int) -> int:
+    raise ValueError("a bug")
+
+
+# ---- drivers
+
+
+def drive(supervisor: Supervisor, scenario: Callable[[], Awaitable[None]]) -> int:
+    """Run the scenario beside the supervisor, which must have ended soon after; its exit code."""
+
+    async def main() -> int:
+        running = asyncio.create_task(supervisor.run())
+        try:
+            await scenario()
+            return await asyncio.wait_for(running, 10)
+        finally:
+            running.cancel()
+            await asyncio.gather(running, return_exceptions=True)
+
+    code = asyncio.run(main())
+    with pytest.raises(ChildProcessError):
+        os.waitpid(-1, os.WNOHANG)  # neither a worker nor a zombie is left
+    return code
+
+
+async def until(condition: Callable[[], bool], seconds: float = 5.0) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, "it did not happen"
+        await asyncio.sleep(0.005)
+
+
+async def restarted(supervisor: Supervisor, times: int) -> None:
+    await until(
+        lambda: supervisor.restarts == times and supervisor.running == supervisor.configured
+    )
+
+
+def descriptors() -> int:
+    gc.collect()
+    return len(os.listdir("/proc/self/fd"))
+
+
+# ---- death and replacement
+
+
+def test_a_dead_worker_is_replaced_at_once_and_its_gauges_end() -> None:
+    shared = SharedCounters(2, listeners=1)
+    lost: list[int] = []
+
+    def on_exit(slot: int) -> int:
+        lost.append(shared.reconcile(slot))
+        return lost[-1]
+
+    def child(slot: int, control: int) -> int:
+        counters = shared.slot(slot)
+        counters.view[Counter.ACCEPTED] += 5
+        counters.view[Counter.SPLICES] += 4
+        counters.view[Counter.CLOSED] += 2
+        for _ in range(3):
+            counters.enter(0)
+        return obedient(slot, control)
+
+    supervisor = Supervisor(2, child, on_exit=on_exit)
+
+    async def scenario() -> None:
+        await until(lambda: shared.active() == 6)
+        victim, other = supervisor.pids
+        killed = time.monotonic()
+        os.kill(victim, signal.SIGKILL)
+        await until(lambda: supervisor.restarts == 1 and victim not in supervisor.pids)
+        assert time.monotonic() - killed < 0.5
+        assert supervisor.running == 2
+        assert other in supervisor.pids
+        await until(lambda: shared.total(Counter.ACCEPTED) == 15)
+        assert lost == [3]
+        assert shared.active() == 6
+        assert shared.spliced() == 8
+        assert shared.present(0) == 6
+        supervisor.stop()
+
+    assert drive(supervisor, scenario) == 3  # the fakes leave without ending their connections
+    assert shared.active() == 0
+    shared.close()
+
+
+def test_twenty_deaths_leak_no_descriptor_and_no_zombie(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "BACKOFF_MOST", 0.001)
+    monkeypatch.setattr(module, "BACKOFF_FIRST", 0.001)
+    before = descriptors()
+    supervisor = Supervisor(3, obedient)
+
+    async def scenario() -> None:
+        await until(lambda: supervisor.running == 3)
+        held = descriptors()
+        for death in range(1, 21):
+            os.kill(supervisor.pids[death % 3], signal.SIGKILL)
+            await restarted(supervisor, death)
+        assert descriptors() == held
+        children = Path(f"/proc/self/task/{os.getpid()}/children").read_text().split()
+        assert sorted(map(int, children)) == sorted(supervisor.pids)
+        await asyncio.sleep(0.1)  # the newest have their handler of SIGTERM now
+        supervisor.stop()
+
+    assert drive(supervisor, scenario) == 0
+    assert descriptors() == before
+
+
+def test_a_worker_that_dies_early_again_and_again_comes_back_later_and_later(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(module, "BACKOFF_FIRST", 0.05)
+    starts, writer = os.pipe()
+
+    def child(slot: int, control: int) -> int:
+        if slot == 1:
+            return obedient(slot, control)  # so that the other one is not hopeless
+        os.write(writer, f"{time.monotonic()}\n".encode())
+        return 7
+
+    supervisor = Supervisor(2, child)
+
+    async def scenario() -> None:
+        await until(lambda: supervisor.restarts == 6)
+        supervisor.stop()
+
+    assert drive(supervisor, scenario) == 0
+    os.close(writer)
+    with os.fdopen(starts) as file:
+        times = [float(line) for line in file]
+    gaps = [later - sooner for sooner, later in pairwise(times)]
+    assert gaps[0] < 0.05, "the first replacement waits for nothing"
+    assert [gap >= least for gap, least in zip(gaps[1:5], (0.05, 0.1, 0.2, 0.4), strict=False)] == [
+        True
+    ] * 4
+
+
+def test_gives_up_when_no_worker_ever_comes_up(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(module, "BACKOFF_FIRST", 0.001)
+    supervisor = Supervisor(2, lambda _slot, _control: 7)
+
+    async def nothing() -> None: ...
+
+    assert drive(supervisor, nothing) == 1
+    assert "giving up" in caplog.text
+    assert "worker ended slot=0" in caplog.text
+    assert "exit_code=7" in caplog.text
+
+
+def test_does_not_give_up_on_workers_that_are_killed_from_outside(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(module, "BACKOFF_FIRST", 0.001)
+    supervisor = Supervisor(1, obedient)
+
+    async def scenario() -> None:
+        await until(lambda: supervisor.running == 1)
+        for death in range(1, 9):
+            os.kill(supervisor.pids[0], signal.SIGKILL)
+            await restarted(supervisor, death)
+        await asyncio.sleep(0.1)
+        supervisor.stop()
+
+    assert drive(supervisor, scenario) == 0
+
+
+@pytest.mark.parametrize("missing", ["process", "descriptor"])
+def test_when_nothing_can_be_forked_it_is_tried_again(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, missing: str
+) -> None:
+    before = descriptors()
+    supervisor = Supervisor(1, obedient)
+    failures = iter([OSError(errno.EAGAIN, "try again"), OSError(errno.EMFILE, "too many")])
+    owner, name = (os, "fork") if missing == "process" else (module.socket, "socketpair")
+    real = getattr(owner, name)
+
+    def failing(*arguments: object) -> object:
+        for failure in failures:
+            raise failure
+        return real(*arguments)
+
+    async def scenario() -> None:
+        monkeypatch.setattr(owner, name, failing)
+        await until(lambda: supervisor.running == 1)
+        await asyncio.sleep(0.1)
+        supervisor.stop()
+
+    assert drive(supervisor, scenario) == 0
+    assert caplog.text.count("fork failed slot=0") == 2
+    assert descriptors() == before
+
+
+def test_how_a_worker_died_is_told(caplog: pytest.LogCaptureFixture) -> None:
+    supervisor = Supervisor(1, obedient, on_exit=lambda _slot: 4)
+
+    async def scenario() -> None:
+        await until(lambda: supervisor.running == 1)
+        os.kill(supervisor.pids[0], signal.SIGQUIT)
+        await until(lambda: supervisor.restarts == 1)
+        supervisor.stop()
+
+    drive(supervisor, scenario)
+    assert "worker ended slot=0" in caplog.text
+    assert "signal=SIGQUIT" in caplog.text
+    assert "connections_lost=4" in caplog.text
+
+
+# ---- what a worker starts with
+
+
+def test_a_worker_holds_only_what_was_open_before_the_supervisor() -> None:
+    reader, writer = os.pipe()
+
+    def child(slot: int, control: int) -> int:
+        held = {int(name): 1 for name in os.listdir("/proc/self/fd")}
+        links = {}
+        for fd in held:
+            try:
+                links[fd] = os.readlink(f"/proc/self/fd/{fd}")
+            except OSError:
+                continue  # the one that read the list
+        os.write(writer, json.dumps([slot, control, links]).encode() + b"\n")
+        return obedient(slot, control)
+
+    before = set(os.listdir("/proc/self/fd"))
+    supervisor = Supervisor(3, child)
+
+    async def scenario() -> None:
+        await until(lambda: supervisor.running == 3)
+        await asyncio.sleep(0.2)  # all three have told
+        os.kill(supervisor.pids[0], signal.SIGKILL)  # its successor is born among the others' ends
+        await until(lambda: supervisor.restarts == 1)
+        await asyncio.sleep(0.2)
+        supervisor.stop()
+
+    assert drive(supervisor, scenario) == 0
+    os.close(writer)
+    with os.fdopen(reader) as file:
+        told = [json.loads(line) for line in file]
+    assert sorted(slot for slot, _, _ in told) == [0, 0, 1, 2]
+    for _, control, links in told:
+        extra = set(links) - before - {str(control)}
+        assert extra == set(), links
+        assert not [link for link in links.values() if "eventpoll" in link], "the loop's"
+
+
+def test_a_worker_starts_with_default_signals_and_only_ctrl_c_blocked() -> None:
+    reader, writer = os.pipe()
+
+    def child(slot: int, control: int) -> int:
+        answer = {
+            "term": signal.getsignal(signal.SIGTERM) == signal.SIG_DFL,
+            "chld": signal.getsignal(signal.SIGCHLD) == signal.SIG_DFL,
+            "pipe": signal.getsignal(signal.SIGPIPE) == signal.SIG_IGN,
+            "blocked": sorted(signal.pthread_sigmask(signal.SIG_BLOCK, ())),
+            "wakeup": signal.set_wakeup_fd(-1),
+        }
+        os.write(writer, json.dumps(answer).encode())
+        return obedient(slot, control)
+
+    supervisor = Supervisor(1, child)
+    answer: dict[str, object] = {}
+
+    async def scenario() -> None:
+        await until(lambda: bool(select.select([reader], [], [], 0)[0]))
+        answer.update(json.loads(os.read(reader, 4096)))
+        supervisor.stop()
+
+    assert drive(supervisor, scenario) == 0
+    os.close(reader)
+    os.close(writer)
+    assert answer == {
+        "term": True,
+        "chld": True,
+        "pipe": True,
+        "blocked": [signal.SIGINT],
+        "wakeup": -1,
+    }
+
+
+@pytest.mark.parametrize(
+    ("error", "code"), [(ValueError("bug"), 70), (StartupError("no"), 70), (SystemExit(0), 70)]
+)
+def test_an_exception_ends_the_worker_and_never_reaches_the_loop(
+    error: BaseException, code: int, caplog: pytest.LogCaptureFixture
+) -> None:
+    parent = os.getpid()
+
+    def child(slot: int, control: int) -> int:
+        raise error
+
+    supervisor = Supervisor(1, child)
+
+    async def scenario() -> None:
+        await until(lambda: supervisor.restarts >= 1)
+        supervisor.stop()
+
+    drive(supervisor, scenario)
+    assert os.getpid() == parent
+    assert f"exit_code={code}" in caplog.text
+
+
+# ---- the end
+
+
+def test_a_drain_that_ends_in_time_is_clean() -> None:
+    drained: list[bool] = []
+    supervisor = Supervisor(2, obedient, on_drain=lambda: drained.append(True))
+
+    async def scenario() -> None:
+        await until(lambda: supervisor.running == 2)
+        assert not supervisor.draining
+        await asyncio.sleep(0.1)
+        supervisor.stop()
+        assert supervisor.draining
+
+    assert drive(supervisor, scenario) == 0
+    assert drained == [True]
+
+
+def test_at_the_deadline_connections_are_reset(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level("INFO")
+    supervisor = Supervisor(2, stubborn, drain_seconds=0.3, active=lambda: 7)
+
+    async def scenario() -> None:
+        await until(lambda: supervisor.running == 2)
+        await asyncio.sleep(0.1)
+        supervisor.stop()
+
+    begun = time.monotonic()
+    assert drive(supervisor, scenario) == 3
+    assert 0.3 <= time.monotonic() - begun < 2.0
+    assert "draining connections=7 workers=2 seconds=0.3" in caplog.text
+    assert "resetting connections connections=7 why=deadline" in caplog.text
+
+
+def test_a_second_signal_does_not_wait_for_the_deadline() -> None:
+    supervisor = Supervisor(1, stubborn, drain_seconds=60)
+
+    async def scenario() -> None:
+        await until(lambda: supervisor.running == 1)
+        await asyncio.sleep(0.1)
+        os.kill(os.getpid(), signal.SIGTERM)
+        await asyncio.sleep(0.2)
+        assert supervisor.running == 1
+        os.kill(os.getpid(), signal.SIGINT)
+
+    begun = time.monotonic()
+    assert drive(supervisor, scenario) == 3
+    assert time.monotonic() - begun < 3.0
+
+
+def test_a_worker_that_does_not_listen_is_killed() -> None:
+    supervisor = Supervisor(1, deaf, drain_seconds=0.1, reset_seconds=0.2, on_exit=lambda _slot: 1)
+
+    async def scenario() -> None:
+        await until(lambda: supervisor.running == 1)
+        await asyncio.sleep(0.1)
+        supervisor.stop()
+
+    assert drive(supervisor, scenario) == 3
+
+
+def test_a_worker_that_dies_in_the_drain_is_not_replaced() -> None:
+    supervisor = Supervisor(2, stubborn, drain_seconds=0.5)
+
+    async def scenario() -> None:
+        await until(lambda: supervisor.running == 2)
+        await asyncio.sleep(0.1)
+        supervisor.stop()
+        os.kill(supervisor.pids[0], signal.SIGKILL)
+        await until(lambda: supervisor.running == 1)
+        assert supervisor.restarts == 0
+
+    assert drive(supervisor, scenario) == 3
+
+
+def test_a_worker_waiting_for_its_restart_is_forgotten_in_the_drain(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(module, "BACKOFF_FIRST", 0.2)
+
+    def child(slot: int, control: int) -> int:
+        return 7 if slot == 0 else obedient(slot, control)
+
+    supervisor = Supervisor(2, child)
+
+    async def scenario() -> None:
+        await until(lambda: supervisor.restarts == 2)  # the second one waits
+        assert supervisor.running == 1
+        supervisor.stop()
+        await asyncio.sleep(0.3)
+        assert supervisor.running == 0
+
+    assert drive(supervisor, scenario) == 0
+
+
+def test_workers_leave_when_the_supervisor_is_killed() -> None:
+    """Each of three: one that held another's control socket would keep it alive."""
+    script = textwrap.dedent("""
+        import asyncio, os
+        from l7proxy.supervisor import Supervisor
+        def child(slot, control):
+            os.read(control, 1)
+            return 0
+        s = Supervisor(3, child)
+        asyncio.run(s.run(lambda: print(*s.pids, flush=True)))
+    """)
+    with subprocess.Popen(
+        [sys.executable, "-c", script], stdout=subprocess.PIPE, text=True
+    ) as process:
+        assert process.stdout is not None
+        pids = [int(word) for word in process.stdout.readline().split()]
+        assert len(pids) == 3
+        assert all(Path(f"/proc/{pid}").exists() for pid in pids)
+        process.kill()
+        deadline = time.monotonic() + 5
+        while any(_alive(pid) for pid in pids):
+            assert time.monotonic() < deadline, "a worker outlived its supervisor"
+            time.sleep(0.01)
+
+
+def _alive(pid: int) -> bool:
+    """Not gone, and no zombie that the machine's init has yet to collect."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False
