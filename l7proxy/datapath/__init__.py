@@ -1,0 +1,1 @@
+"""What moves the bytes of a pair: the kernel (`sockmap`), or user space where it has to."""

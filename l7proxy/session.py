@@ -1,0 +1,201 @@
+"""The life of a connection as two tables. Pure: events in, commands out; no socket, no clock.
+
+The driver (`worker`) tells what happened and carries out what is ordered. An event that the
+table has no row for is a bug of ours and raises `TransitionError`: better one connection reset
+and one line in the log than a pair of sockets in a state that nobody thought of.
+
+    accept -> HEAD -> DIAL -> SEND -> SPLICED or RELAYED -> CLOSED
+                 \\______\\______\\________\\-> REPLY -> LINGER -> CLOSED
+
+While a pair is open each of its directions has a small life of its own, a `Flow`:
+
+    KERNEL <-> OVERFLOW        spliced: the kernel redirects; or user space relays for a while
+    USER                       relayed: user space moves the bytes, for good
+        -> DRAINING -> FINISHED      the FIN was seen; the ledger balances and it was passed on
+"""
+
+from __future__ import annotations
+
+from enum import Enum
+
+from l7proxy.errors import TransitionError
+from l7proxy.model import Side
+
+
+class State(Enum):
+    """Where a connection is; the access log names it at the end."""
+
+    NEW = "new"
+    HEAD = "head"  # waiting for the first request's head
+    DIAL = "dial"  # connecting to an endpoint
+    SEND = "send"  # writing the head, and what came with it, to the backend
+    SPLICED = "spliced"  # the kernel moves the bytes
+    RELAYED = "relayed"  # user space moves the bytes
+    REPLY = "reply"  # writing an answer of our own
+    LINGER = "linger"  # answer written; waiting for the client to have read it
+    CLOSED = "closed"
+
+
+class Event(Enum):
+    """What happened to a connection."""
+
+    ACCEPTED_HTTP = "accepted http"
+    ACCEPTED_TCP = "accepted tcp"
+    ROUTED = "routed"  # the head is complete and a backend group was chosen
+    ANSWERED = "answered"  # the decision, or a broken rule, is a local reply
+    CONNECTED = "connected"
+    UNREACHABLE = "unreachable"  # no endpoint took the connection
+    SENT = "sent"  # everything user space has for the backend is in its write queue
+    REFUSED = "refused"  # the kernel would not take the pair
+    REPLIED = "replied"
+    CLIENT_END = "client end"  # EOF of the client where no pair is open
+    CLIENT_ERROR = "client error"
+    BACKEND_ERROR = "backend error"
+    BACKEND_SILENT = "backend silent"  # it ended without a byte, and an answer is still possible
+    FINISHED = "finished"  # both directions are FINISHED
+    TIMEOUT = "timeout"
+    ABORT = "abort"  # a drain deadline, a limit, an internal error
+
+
+class Command(Enum):
+    """What the driver is to do."""
+
+    READ_HEAD = "read head"
+    DIAL = "dial"
+    SEND = "send"
+    OPEN = "open"  # splice the pair, or relay it if that is not possible
+    RELAY = "relay"  # relay the pair: the splice was refused
+    REPLY = "reply"  # answer the client; what and why the driver knows
+    LINGER = "linger"  # half-close towards the client, wait for its end
+    CLOSE = "close"  # close in order: what is queued is delivered
+    RESET = "reset"  # reset whatever is open: nobody may take this for a complete stream
+
+
+_Row = tuple[State, tuple[Command, ...]]
+
+_RESET: _Row = (State.CLOSED, (Command.RESET,))
+_CLOSE: _Row = (State.CLOSED, (Command.CLOSE,))
+_REPLY: _Row = (State.REPLY, (Command.REPLY,))
+
+TABLE: dict[tuple[State, Event], _Row] = {
+    (State.NEW, Event.ACCEPTED_HTTP): (State.HEAD, (Command.READ_HEAD,)),
+    (State.NEW, Event.ACCEPTED_TCP): (State.DIAL, (Command.DIAL,)),
+    (State.HEAD, Event.ROUTED): (State.DIAL, (Command.DIAL,)),
+    (State.HEAD, Event.ANSWERED): _REPLY,
+    (State.HEAD, Event.TIMEOUT): _REPLY,
+    (State.HEAD, Event.CLIENT_END): _CLOSE,
+    (State.HEAD, Event.CLIENT_ERROR): _RESET,
+    (State.HEAD, Event.ABORT): _RESET,
+    (State.DIAL, Event.CONNECTED): (State.SEND, (Command.SEND,)),
+    (State.DIAL, Event.UNREACHABLE): _REPLY,
+    (State.DIAL, Event.CLIENT_ERROR): _RESET,
+    (State.DIAL, Event.ABORT): _RESET,
+    (State.SEND, Event.SENT): (State.SPLICED, (Command.OPEN,)),
+    (State.SEND, Event.BACKEND_ERROR): _REPLY,
+    (State.SEND, Event.CLIENT_ERROR): _RESET,
+    (State.SEND, Event.TIMEOUT): _RESET,
+    (State.SEND, Event.ABORT): _RESET,
+    (State.SPLICED, Event.REFUSED): (State.RELAYED, (Command.RELAY,)),
+    (State.REPLY, Event.REPLIED): (State.LINGER, (Command.LINGER,)),
+    (State.REPLY, Event.CLIENT_ERROR): _RESET,
+    (State.REPLY, Event.TIMEOUT): _RESET,
+    (State.REPLY, Event.ABORT): _RESET,
+    (State.LINGER, Event.CLIENT_END): _CLOSE,
+    (State.LINGER, Event.CLIENT_ERROR): _RESET,
+    (State.LINGER, Event.TIMEOUT): _CLOSE,
+    (State.LINGER, Event.ABORT): _CLOSE,
+}
+for _state in (State.SPLICED, State.RELAYED):
+    TABLE |= {
+        (_state, Event.FINISHED): _CLOSE,
+        (_state, Event.CLIENT_ERROR): _RESET,
+        (_state, Event.BACKEND_ERROR): _RESET,
+        (_state, Event.BACKEND_SILENT): _REPLY,
+        (_state, Event.TIMEOUT): _RESET,
+        (_state, Event.ABORT): _RESET,
+    }
+
+
+class Flow(Enum):
+    """Where one direction of an open pair is."""
+
+    KERNEL = "kernel"
+    OVERFLOW = "overflow"
+    USER = "user"
+    DRAINING = "draining"
+    FINISHED = "finished"
+
+
+class FlowEvent(Enum):
+    """What happened to one direction."""
+
+    PASSED = "passed"  # the kernel passed bytes instead of redirecting them
+    CAUGHT_UP = "caught up"  # user space has written all that was passed
+    FIN = "fin"  # the source will send nothing more
+    BALANCED = "balanced"  # the ledger balances: nothing of the direction is under way
+
+
+class FlowCommand(Enum):
+    """What the driver is to do about one direction."""
+
+    RELAY_PASSED = "relay passed"  # move what was passed, then let the kernel go on
+    DRAIN = "drain"  # find out whether the ledger balances, until it does
+    PASS_FIN = "pass fin"  # noqa: S105 - half-close the other side
+
+
+_FlowRow = tuple[Flow, tuple[FlowCommand, ...]]
+
+FLOWS: dict[tuple[Flow, FlowEvent], _FlowRow] = {
+    (Flow.KERNEL, FlowEvent.PASSED): (Flow.OVERFLOW, (FlowCommand.RELAY_PASSED,)),
+    (Flow.KERNEL, FlowEvent.FIN): (Flow.DRAINING, (FlowCommand.DRAIN,)),
+    (Flow.OVERFLOW, FlowEvent.PASSED): (Flow.OVERFLOW, ()),
+    (Flow.OVERFLOW, FlowEvent.CAUGHT_UP): (Flow.KERNEL, ()),
+    (Flow.OVERFLOW, FlowEvent.FIN): (Flow.DRAINING, (FlowCommand.DRAIN,)),
+    (Flow.USER, FlowEvent.FIN): (Flow.DRAINING, (FlowCommand.DRAIN,)),
+    (Flow.DRAINING, FlowEvent.PASSED): (Flow.DRAINING, (FlowCommand.DRAIN,)),
+    (Flow.DRAINING, FlowEvent.FIN): (Flow.DRAINING, (FlowCommand.DRAIN,)),
+    (Flow.DRAINING, FlowEvent.BALANCED): (Flow.FINISHED, (FlowCommand.PASS_FIN,)),
+    (Flow.FINISHED, FlowEvent.FIN): (Flow.FINISHED, ()),
+    (Flow.FINISHED, FlowEvent.PASSED): (Flow.FINISHED, ()),
+}
+
+
+class Session:
+    """One connection's place in the tables. `flows` is indexed by the side that bytes come from."""
+
+    __slots__ = ("flows", "state")
+
+    def __init__(self) -> None:
+        self.state = State.NEW
+        self.flows = [Flow.KERNEL, Flow.KERNEL]
+
+    def on(self, event: Event) -> tuple[Command, ...]:
+        """Advance by `event`; the commands to carry out, in order. Raises TransitionError."""
+        try:
+            self.state, commands = TABLE[self.state, event]
+        except KeyError:
+            raise TransitionError(f"{event.value!r} in state {self.state.value!r}") from None
+        if commands and commands[0] is Command.RELAY:
+            self.flows = [Flow.USER, Flow.USER]
+        return commands
+
+    def on_flow(self, side: Side, event: FlowEvent) -> tuple[FlowCommand, ...]:
+        """Advance the direction from `side` by `event`. Raises TransitionError."""
+        if self.state is not State.SPLICED and self.state is not State.RELAYED:
+            raise TransitionError(f"{event.value!r} of a direction in state {self.state.value!r}")
+        try:
+            self.flows[side], commands = FLOWS[self.flows[side], event]
+        except KeyError:
+            flow = self.flows[side].value
+            raise TransitionError(f"{event.value!r} in a direction that is {flow!r}") from None
+        return commands
+
+    @property
+    def is_open(self) -> bool:
+        """Whether a pair is open, spliced or relayed."""
+        return self.state is State.SPLICED or self.state is State.RELAYED
+
+    @property
+    def finished(self) -> bool:
+        """Whether both directions ended and both FINs were passed on."""
+        return self.flows[0] is Flow.FINISHED and self.flows[1] is Flow.FINISHED

@@ -1,0 +1,420 @@
+"""The worker's loop: accept, wait, dispatch, and nothing that could block.
+
+Facts that shape it:
+
+- A descriptor number is used again as soon as it is closed. Events of the same batch may still name
+  the old one, so sockets are only closed when the batch is over (`bury`), and an event for a number
+  that nobody has registered is dropped.
+- All workers share the listening sockets; EPOLLEXCLUSIVE wakes one of them. A worker accepts a
+  few at a time and leaves the rest to whoever is idle.
+- With no descriptor left accept(2) fails and the connection stays in the queue, so epoll would
+  report it for ever. One descriptor is kept in reserve to take such connections and reset them.
+"""
+
+from __future__ import annotations
+
+import errno
+import logging
+import os
+import select
+import signal
+import socket
+import time
+from dataclasses import dataclass
+from typing import Protocol
+
+from l7proxy.balance import GroupBalancer
+from l7proxy.datapath.relay import Relays
+from l7proxy.errors import Reason
+from l7proxy.model import Limits, Listener, Timeouts
+from l7proxy.model import Protocol as ListenerProtocol
+from l7proxy.net import dial
+from l7proxy.routing import Router, compile_routers
+from l7proxy.session import State
+from l7proxy.telemetry.counters import Counter
+from l7proxy.telemetry.log import event
+from l7proxy.worker.connection import Connection
+from l7proxy.worker.setup import WorkerSetup
+from l7proxy.worker.spliced import SplicedPair
+from l7proxy.worker.timers import Calendar
+
+ACCEPT_BATCH = 16
+EVENT_BATCH = 512
+SCRATCH = 1024 * 1024  # bytes; all that a bounded receive buffer can hold
+FIRST_READ = 64 * 1024  # bytes of one read before the pair is open
+SHED_BATCH = 64  # connections reset at a time when descriptors run out
+PAUSE = 0.1  # seconds without accepting when the system has no memory for a socket
+
+DRAINED = 0
+RESET = 3
+ORPHANED = 1
+
+log = logging.getLogger(__name__)
+
+
+class Handler(Protocol):
+    """What the loop dispatches to."""
+
+    def ready(self, fd: int, mask: int) -> None:
+        """Epoll reported `mask` for `fd`."""
+
+
+@dataclass(slots=True, eq=False)
+class OpenListener:
+    """A listener at work in this worker."""
+
+    worker: Worker
+    index: int
+    name: str
+    protocol: ListenerProtocol
+    limits: Limits
+    timeouts: Timeouts
+    router: Router
+    sock: socket.socket
+    tick: int = -1
+
+    def ready(self, _fd: int, _mask: int) -> None:
+        """Connections wait to be accepted."""
+        self.worker.accept(self)
+
+    def on_deadline(self) -> None:
+        """A pause is over."""
+        self.worker.listen(self)
+
+
+class Worker:
+    """One epoll loop and all that hangs on it."""
+
+    def __init__(self, setup: WorkerSetup) -> None:
+        self.slot = setup.slot
+        self.splicer = setup.splicer
+        self.view = setup.counters.view
+        self.calendar = Calendar()
+        self.relays = Relays(setup.datapath)
+        self.scratch = memoryview(bytearray(SCRATCH))
+        self.first_scratch = self.scratch[:FIRST_READ]
+        self.spliced: dict[int, SplicedPair] = {}  # by pair: index >> 1
+        self.balancers = {
+            name: GroupBalancer(backend, start=setup.slot)
+            for name, backend in setup.policy.backends.items()
+        }
+        self.clock = time.monotonic
+        self.wall = time.time
+        self.now = self.clock()
+        self._counters = setup.counters
+        self._log = setup.access_log
+        self._epoll = select.epoll()
+        self._handlers: dict[int, Handler] = {}
+        self._connections: set[Connection] = set()
+        self._soon: set[Connection] = set()
+        self._graves: list[socket.socket] = []
+        self._released: list[int] = []
+        self._refusals: set[str] = set()
+        self._reserve = os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC)
+        self._stops = 0
+        self._dropped = 0
+        self._exit: int | None = None
+        # each worker begins with another endpoint: else all of them would favour the first ones
+        routers = compile_routers(setup.policy, start=setup.slot)
+        self._listeners = [
+            self._open_listener(index, listener, routers[listener.name], sock)
+            for index, (listener, sock) in enumerate(setup.listeners)
+        ]
+        self.register(setup.control_fd, select.EPOLLIN | select.EPOLLRDHUP, _Control(self))
+        if self.splicer is not None:
+            self.splicer.start()
+            self.register(self.splicer.event_fd, select.EPOLLIN, _Ring(self))
+        self._take_signals()
+
+    def _open_listener(
+        self, index: int, listener: Listener, router: Router, sock: socket.socket
+    ) -> OpenListener:
+        sock.setblocking(False)
+        # accepted sockets inherit these three (Linux `sk_clone_lock`): no system calls for each
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        dial.reset_on_close(sock)
+        dial.watch_for_dead_end(sock)
+        opened = OpenListener(
+            worker=self,
+            index=index,
+            name=listener.name,
+            protocol=listener.protocol,
+            limits=listener.limits,
+            timeouts=listener.timeouts,
+            router=router,
+            sock=sock,
+        )
+        self.listen(opened)
+        return opened
+
+    def _take_signals(self) -> None:
+        wake_in, self._wake_out = socket.socketpair()
+        wake_in.setblocking(False)
+        self._wake_out.setblocking(False)
+        signal.set_wakeup_fd(self._wake_out.fileno(), warn_on_full_buffer=False)
+        signal.signal(signal.SIGTERM, self._on_signal)
+        self.register(wake_in.fileno(), select.EPOLLIN, _Wake(wake_in))
+
+    def _on_signal(self, _number: int, _frame: object) -> None:
+        self._stops += 1
+
+    # ---- the loop
+
+    def run(self) -> int:
+        """Serve until told to stop; returns the exit code."""
+        handlers = self._handlers
+        seen_stops = 0
+        while self._exit is None:
+            for fd, mask in self._epoll.poll(self._patience(), EVENT_BATCH):
+                handler = handlers.get(fd)
+                if handler is not None:
+                    self.now = self.clock()
+                    self._guard(handler, fd, mask)
+            self.now = self.clock()
+            for item in self.calendar.due(self.now):
+                if isinstance(item, Connection):
+                    self._guard_call(item, item.on_deadline)
+                else:
+                    item.on_deadline()
+            if self._soon:
+                self._look_again()
+            self._close_graves()
+            if self._log.pending:
+                self._log.flush()
+                self._count_dropped()
+            if self._stops != seen_stops:
+                self._stop(first=seen_stops == 0)
+                seen_stops = self._stops
+            if seen_stops and not self._connections and self._exit is None:
+                self._exit = DRAINED
+        self._close_graves()
+        self.relays.close()
+        self._log.close()
+        return self._exit
+
+    def _count_dropped(self) -> None:
+        self.view[Counter.LOG_DROPPED] += self._log.dropped - self._dropped
+        self._dropped = self._log.dropped
+
+    def _patience(self) -> float:
+        """How long epoll may wait, in seconds; negative: for ever."""
+        if self._graves:
+            return 0.0
+        due = self.calendar.next()
+        if self._soon:
+            retry = min(connection.retry_at for connection in self._soon)
+            due = retry if due is None else min(due, retry)
+        return -1.0 if due is None else max(0.0, due - self.clock())
+
+    def _guard(self, handler: Handler, fd: int, mask: int) -> None:
+        try:
+            handler.ready(fd, mask)
+        except Exception:
+            if not isinstance(handler, Connection):
+                raise
+            self._give_up(handler)
+
+    def _guard_call(self, connection: Connection, call: object) -> None:
+        try:
+            call()  # type: ignore[operator]
+        except Exception:
+            self._give_up(connection)
+
+    def _give_up(self, connection: Connection) -> None:
+        """A bug of ours must cost one connection, not the worker."""
+        log.exception("internal error; the connection is reset")
+        try:
+            connection.abort(Reason.INTERNAL)
+        except Exception:
+            log.exception("internal error while resetting")
+
+    def _look_again(self) -> None:
+        ready = [connection for connection in self._soon if connection.retry_at <= self.now]
+        self._soon.difference_update(ready)
+        for connection in ready:
+            if connection.pair is not None and connection.session.is_open:
+                self._guard_call(connection, connection.pair.again)
+
+    def look_again(self, connection: Connection, delay: float) -> None:
+        """Have the connection's pair looked at again in `delay` seconds."""
+        connection.retry_at = self.now + delay
+        self._soon.add(connection)
+
+    # ---- accepting
+
+    def listen(self, listener: OpenListener) -> None:
+        """Begin, or go on, to accept."""
+        if not self._stops:
+            self.register(listener.sock.fileno(), select.EPOLLIN | select.EPOLLEXCLUSIVE, listener)
+
+    def accept(self, listener: OpenListener) -> None:
+        """Take a few connections off the listener's queue."""
+        accept = listener.sock.accept
+        for _ in range(ACCEPT_BATCH):
+            try:
+                client, address = accept()
+            except BlockingIOError:
+                return
+            except OSError as error:
+                self._accept_failed(listener, error)
+                return
+            self.now = self.clock()
+            if self._counters.present(listener.index) >= listener.limits.connections:
+                self._refuse(client, Reason.CONNECTION_LIMIT)
+                continue
+            connection = Connection(self, listener, client, address)
+            self._connections.add(connection)
+            self.view[Counter.ACCEPTED] += 1
+            self._counters.enter(listener.index)
+            self._guard_call(connection, connection.begin)
+
+    def _refuse(self, client: socket.socket, reason: Reason) -> None:
+        client.close()  # a reset: inherited from the listening socket
+        self.view[Counter.REFUSED] += 1
+        self._counters.fail(reason)
+
+    def _accept_failed(self, listener: OpenListener, error: OSError) -> None:
+        if error.errno in (errno.EMFILE, errno.ENFILE):
+            self._shed(listener)
+        elif error.errno in (errno.ENOBUFS, errno.ENOMEM):
+            self.unregister(listener.sock.fileno())
+            self.calendar.set(listener, self.now + PAUSE)
+        # the rest are errors of that one connection (accept(2): ECONNABORTED, EPROTO, ...)
+
+    def _shed(self, listener: OpenListener) -> None:
+        """Reset what waits, with the descriptor that is kept in reserve for this."""
+        os.close(self._reserve)
+        shed = 0
+        try:
+            while shed < SHED_BATCH:
+                client, _ = listener.sock.accept()
+                self._refuse(client, Reason.DESCRIPTORS)
+                shed += 1
+        except OSError:
+            pass
+        self._reserve = os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC)
+        if shed:
+            log.warning(event("out of descriptors", listener=listener.name, reset=shed))
+
+    # ---- what connections ask of their worker
+
+    def register(self, fd: int, mask: int, handler: Handler) -> None:
+        """Watch a descriptor."""
+        self._epoll.register(fd, mask)
+        self._handlers[fd] = handler
+
+    def modify(self, fd: int, mask: int) -> None:
+        """Watch it for something else."""
+        self._epoll.modify(fd, mask)
+
+    def unregister(self, fd: int) -> None:
+        """Watch it no more."""
+        del self._handlers[fd]
+        self._epoll.unregister(fd)
+
+    def bury(self, sock: socket.socket) -> None:
+        """Close a socket when the batch is over."""
+        self._graves.append(sock)
+
+    def release(self, index: int) -> None:
+        """Give a SOCKMAP index back when both its sockets are closed."""
+        self.spliced.pop(index >> 1, None)
+        self._released.append(index)
+
+    def _close_graves(self) -> None:
+        if self._graves:
+            for sock in self._graves:
+                sock.close()
+            self._graves.clear()
+        if self._released:
+            assert self.splicer is not None
+            for index in self._released:
+                self.splicer.release(index)
+            self._released.clear()
+
+    def ended(self, connection: Connection) -> None:
+        """A connection is over: count and log it."""
+        record = connection.record
+        self._connections.discard(connection)
+        self._soon.discard(connection)
+        self.view[Counter.CLOSED] += 1
+        self._counters.leave(connection.listener.index)
+        self._counters.fail(record.reason)
+        self._log.write(record)
+
+    def note_refused(self, error: OSError) -> None:
+        """The kernel did not take a pair: say so once for each kind of refusal."""
+        text = error.strerror or str(error)
+        if text not in self._refusals:
+            self._refusals.add(text)
+            log.info(event("pair relayed", why=text))
+
+    # ---- ending
+
+    def _stop(self, *, first: bool) -> None:
+        for listener in self._listeners:
+            if self._handlers.get(listener.sock.fileno()) is listener:
+                self.unregister(listener.sock.fileno())
+            listener.sock.close()
+        for connection in list(self._connections):
+            if not first:
+                connection.abort(Reason.DRAIN_DEADLINE)
+            elif connection.session.state is State.HEAD and connection.early_in == 0:
+                connection.abort(Reason.CLIENT_CLOSED)
+        if not first:
+            self._exit = RESET
+
+    def orphaned(self) -> None:
+        """The supervisor is gone: leave at once. Every open connection is reset, none cut clean."""
+        self._exit = ORPHANED
+
+    def drain_ring(self) -> None:
+        """The kernel announced directions that it passed, or gave up."""
+        assert self.splicer is not None
+        for index in self.splicer.events():
+            pair = self.spliced.get(index >> 1)
+            if pair is not None:
+                connection = pair.connection
+                self._guard_call(connection, lambda pair=pair, side=index & 1: pair.on_event(side))
+
+
+class _Control:
+    """The supervisor's end of this is open as long as the supervisor lives."""
+
+    def __init__(self, worker: Worker) -> None:
+        self._worker = worker
+
+    def ready(self, _fd: int, _mask: int) -> None:
+        self._worker.orphaned()
+
+
+class _Ring:
+    """The verdict program's ring buffer."""
+
+    def __init__(self, worker: Worker) -> None:
+        self._worker = worker
+
+    def ready(self, _fd: int, _mask: int) -> None:
+        self._worker.drain_ring()
+
+
+class _Wake:
+    """A signal arrived; its handler has run by now. Only the byte is to be taken."""
+
+    def __init__(self, sock: socket.socket) -> None:
+        self._sock = sock
+
+    def ready(self, _fd: int, _mask: int) -> None:
+        try:
+            self._sock.recv(64)
+        except BlockingIOError:
+            pass
+
+
+def run(setup: WorkerSetup) -> int:
+    """Serve connections until SIGTERM; returns the process's exit code.
+
+    0: every connection ended by itself. 3: some were reset, on a second signal. 1: the supervisor
+    was gone.
+    """
+    return Worker(setup).run()

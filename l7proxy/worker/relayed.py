@@ -1,0 +1,147 @@
+"""A pair whose bytes user space moves for its whole life: no kernel for it, or the kernel refused.
+
+EPOLLHUP cannot be masked and stays while a socket is shut both ways, so open pairs are watched
+edge-triggered. Each edge is followed up until EAGAIN, or until `Want.TURN` asks for another turn.
+"""
+
+from __future__ import annotations
+
+import select
+from typing import TYPE_CHECKING, Protocol
+
+from l7proxy.datapath.relay import Channel, SinkBroken, SourceBroken, Want
+from l7proxy.errors import Reason
+from l7proxy.model import Datapath, Side
+from l7proxy.session import Flow, FlowEvent
+from l7proxy.telemetry.counters import Counter
+
+if TYPE_CHECKING:
+    from l7proxy.worker.connection import Connection
+
+RELAYED = (Counter.RELAYED_CLIENT, Counter.RELAYED_BACKEND)
+"""The counter of what user space moved, by the side that it came from."""
+
+_MASK = select.EPOLLIN | select.EPOLLOUT | select.EPOLLRDHUP | select.EPOLLET
+
+
+class OpenPair(Protocol):
+    """What `Connection` asks of an open pair, whatever moves its bytes."""
+
+    datapath: Datapath
+
+    def ready(self, side: Side, mask: int) -> None:
+        """Epoll reported `mask` for the socket of `side`."""
+
+    def again(self) -> None:
+        """The pair asked to be looked at again, and the time has come."""
+
+    def idle_since(self, now: float, /) -> float:
+        """When a byte last moved, in seconds of the worker's clock."""
+
+    def stalled_since(self) -> float | None:
+        """Since when a receiver has taken nothing of what waits for it; None: none does."""
+
+    def moved(self) -> tuple[int, int, int, int]:
+        """Bytes: from the client, from the backend, and how many of each the kernel moved."""
+
+    def silent(self) -> bool:
+        """Whether nothing of the backend has reached the client, or is on its way to it."""
+
+    def close(self) -> None:
+        """Give back what the pair holds. Both sockets are closed, or about to be."""
+
+
+class RelayedPair:
+    """A pair whose bytes user space moves for its whole life."""
+
+    __slots__ = ("_active", "_channels", "_connection", "_stuck", "_wants", "datapath")
+
+    def __init__(self, connection: Connection, *, copy: bool) -> None:
+        """Relay by copying if `copy`, else as the worker's datapath says."""
+        self._connection = connection
+        client, backend = connection.client, connection.backend
+        assert backend is not None
+        relays = connection.worker.relays
+        self.datapath = Datapath.COPY if copy else relays.datapath
+        channels: tuple[Channel, Channel]
+        if self.datapath is Datapath.COPY:
+            channels = (relays.copy(client, backend), relays.copy(backend, client))
+        else:
+            client.setblocking(False)
+            channels = (relays.splice2(client, backend), relays.splice2(backend, client))
+        self._channels = channels
+        self._wants = [Want.READ, Want.READ]
+        self._stuck: list[float | None] = [None, None]  # since when a sink has had no room
+        self._active = connection.worker.now
+        connection.watch(client, _MASK)
+        connection.watch(backend, _MASK)
+
+    def ready(self, side: Side, mask: int) -> None:
+        """See `OpenPair.ready`."""
+        if mask & select.EPOLLERR:
+            self._connection.broken(side)
+            return
+        if mask & ~select.EPOLLOUT:
+            self._pump(side)
+        if mask & select.EPOLLOUT and self._connection.session.is_open:
+            self._pump(side.other)
+
+    def again(self) -> None:
+        """See `OpenPair.again`."""
+        for side in Side:
+            if self._wants[side] is Want.TURN and self._connection.session.is_open:
+                self._pump(side)
+
+    def _pump(self, side: Side) -> None:
+        connection = self._connection
+        if connection.session.flows[side] is Flow.FINISHED:
+            return
+        channel = self._channels[side]
+        before = channel.written
+        try:
+            want = channel.pump()
+        except SourceBroken:
+            connection.broken(side)
+            return
+        except SinkBroken:
+            connection.broken(side.other)
+            return
+        except OSError:  # no pipe to be had
+            connection.abort(Reason.DESCRIPTORS)
+            return
+        self._wants[side] = want
+        if channel.written != before:
+            connection.worker.view[RELAYED[side]] += channel.written - before
+            self._active = connection.worker.now
+            self._stuck[side] = None
+        if want is Want.WRITE and self._stuck[side] is None:
+            self._stuck[side] = connection.worker.now
+            connection.expect_progress()
+        if want is Want.TURN:
+            connection.look_again(0.0)
+        elif want is Want.END:
+            connection.session.on_flow(side, FlowEvent.FIN)
+            # every byte was written by this process, in order: nothing is under way
+            connection.flow(side, FlowEvent.BALANCED)
+
+    def idle_since(self, _now: float) -> float:
+        """See `OpenPair.idle_since`."""
+        return self._active
+
+    def stalled_since(self) -> float | None:
+        """See `OpenPair.stalled_since`."""
+        return min((since for since in self._stuck if since is not None), default=None)
+
+    def moved(self) -> tuple[int, int, int, int]:
+        """See `OpenPair.moved`."""
+        early = self._connection.early_in
+        return early + self._channels[0].written, self._channels[1].written, 0, 0
+
+    def silent(self) -> bool:
+        """See `OpenPair.silent`."""
+        return self._channels[Side.BACKEND].taken == 0
+
+    def close(self) -> None:
+        """See `OpenPair.close`."""
+        for channel in self._channels:
+            channel.close()

@@ -1,0 +1,217 @@
+"""A pair in the kernel: user space watches for its end, and steps in when bytes are passed.
+
+Some facts about epoll and the SOCKMAP, and what follows:
+
+- A socket in the map calls `saved_data_ready` for every segment, also for those that the kernel
+  redirected. With EPOLLIN in the mask each of them wakes the worker; with EPOLLRDHUP alone none
+  does (the wait-queue key has no RDHUP bit). So a spliced socket is watched for its end only, and
+  a ring-buffer event says when bytes were passed to user space.
+- EPOLLHUP cannot be masked and stays while a socket is shut both ways: edge-triggered, as ever.
+- epoll says EPOLLIN for bytes that recv(2) does not give yet, when they queue behind data that is
+  being sent to the same socket. The kernel's `passed` counter tells that they come: a timer looks
+  again.
+"""
+
+from __future__ import annotations
+
+import select
+from typing import TYPE_CHECKING
+
+from l7proxy.datapath.relay import SinkBroken, SourceBroken
+from l7proxy.datapath.sockmap import URGENT, Splicer
+from l7proxy.errors import Reason
+from l7proxy.ledger import Ledger, Step
+from l7proxy.model import Datapath, Side
+from l7proxy.net.buffers import bound_receive
+from l7proxy.net.tcpinfo import tcp_info
+from l7proxy.session import Flow, FlowCommand, FlowEvent
+from l7proxy.worker.overflow import NEAR, RECEIVE_MOST, Overflow, Pace
+
+if TYPE_CHECKING:
+    from l7proxy.worker.connection import Connection
+
+RETRY_FIRST = 0.001  # seconds until bytes on their way inside the kernel are looked for again
+RETRY_LAST = 0.05
+
+_WATCH = select.EPOLLRDHUP | select.EPOLLET
+
+
+class SplicedPair:
+    """A pair in the kernel. User space watches for its end, and steps in when bytes are passed."""
+
+    __slots__ = (
+        "_delay",
+        "_ledgers",
+        "_overflows",
+        "_splicer",
+        "_stuck",
+        "connection",
+        "datapath",
+        "index",
+    )
+
+    def __init__(self, connection: Connection, splicer: Splicer) -> None:
+        """Put the pair into the kernel. Raises OSError when the kernel does not take it."""
+        client, backend = connection.client, connection.backend
+        assert backend is not None
+        for sock in (client, backend):
+            connection.watch(sock, _WATCH)
+            if tcp_info(sock).min_rtt < NEAR:
+                bound_receive(sock, RECEIVE_MOST)
+        self.index = splicer.splice(client.fileno(), backend.fileno())
+        self.datapath = Datapath.SOCKMAP
+        self.connection = connection
+        self._splicer = splicer
+        self._ledgers = (Ledger(connection.early_in, connection.early_out), Ledger())
+        self._overflows: list[Overflow | None] = [None, None]
+        self._stuck: list[float | None] = [None, None]  # since when a sink has had no room
+        self._delay = RETRY_FIRST
+
+    def start(self) -> None:
+        """Look after what the kernel passed while the pair went in."""
+        for side in Side:
+            self.on_event(side)
+
+    def on_event(self, side: int) -> None:
+        """The kernel passed bytes of the direction from `side`, or gave it up."""
+        side = Side(side)
+        if not self.connection.session.is_open:
+            return
+        index = self.index + side
+        broken = self._splicer.broken(index)
+        if broken:
+            urgent = broken & URGENT
+            self.connection.abort(Reason.URGENT_DATA if urgent else Reason.DATAPATH)
+        elif self._splicer.passed(index) != self._ledgers[side].written:
+            self.connection.flow(side, FlowEvent.PASSED)
+
+    def ready(self, side: Side, mask: int) -> None:
+        """See `OpenPair.ready`."""
+        connection = self.connection
+        if mask & select.EPOLLERR:
+            connection.broken(side)
+            return
+        if (
+            mask & (select.EPOLLRDHUP | select.EPOLLHUP)
+            and connection.session.flows[side] is not Flow.FINISHED
+        ):
+            connection.flow(side, FlowEvent.FIN)
+        if mask & select.EPOLLOUT and connection.session.is_open:
+            toward = side.other  # the direction that writes to this socket
+            if self._stuck[toward] is not None:
+                self._follow(toward)
+
+    def again(self) -> None:
+        """See `OpenPair.again`."""
+        for side in Side:
+            if self.connection.session.is_open and self._stuck[side] is None:
+                self._follow(side)
+
+    def command(self, side: Side, command: FlowCommand) -> None:
+        """Carry out what the session ordered for one direction, `PASS_FIN` excepted."""
+        if command is FlowCommand.RELAY_PASSED:
+            self.connection.count_overflow()
+        self._follow(side)
+
+    def _follow(self, side: Side) -> None:
+        """Do what the direction needs until it flows, finishes, or has to wait."""
+        connection = self.connection
+        source, sink = connection.end(side), connection.end(side.other)
+        ledger = self._ledgers[side]
+        index = self.index + side
+        pace = Pace.AT_ONCE
+        while pace is Pace.AT_ONCE:
+            fin = connection.session.flows[side] is Flow.DRAINING
+            if not fin and connection.session.flows[side] is not Flow.OVERFLOW:
+                return
+            # TCP_INFO takes the source's lock: a verdict that ran before is visible after it, and
+            # one that runs after it sees the `relayed` that was stored before. So `passed` is read
+            # after it; else a first pass could slip between our store and our read, unannounced.
+            received = tcp_info(source).bytes_received
+            ledger.read_kernel(self._splicer.redirected(index), self._splicer.passed(index))
+            queued = tcp_info(sink).queued
+            step = ledger.step(fin=fin, received=received, queued=queued)
+            if step is Step.FLOW:
+                self._settled(side)
+                connection.flow(side, FlowEvent.CAUGHT_UP)
+                return
+            if step is Step.FINISH:
+                self._settled(side)
+                connection.flow(side, FlowEvent.BALANCED)
+                return
+            pace = Pace.SOON if step is Step.WAIT else self._relay(side, index, ledger)
+        if not connection.session.is_open:
+            return
+        if pace is Pace.SOON:
+            connection.look_again(self._delay)
+            self._delay = min(self._delay * 2, RETRY_LAST)
+        elif pace is Pace.TURN:
+            connection.look_again(0.0)
+
+    def _relay(self, side: Side, index: int, ledger: Ledger) -> Pace:
+        """One step of an overflow."""
+        connection = self.connection
+        overflow = self._overflows[side]
+        if overflow is None:
+            overflow = Overflow(connection, side, self._splicer, index, ledger)
+            self._overflows[side] = overflow
+        written = ledger.written
+        try:
+            pace = overflow.step()
+        except SourceBroken:
+            connection.broken(side)
+            return Pace.ROOM
+        except SinkBroken:
+            connection.broken(side.other)
+            return Pace.ROOM
+        if ledger.written != written:
+            self._delay = RETRY_FIRST
+        if pace is not Pace.ROOM:
+            self._stuck[side] = None
+        elif self._stuck[side] is None or ledger.written != written:
+            self._stuck[side] = connection.worker.now
+            connection.expect_progress()
+        return pace
+
+    def _settled(self, side: Side) -> None:
+        """User space has nothing more to do for the direction, for now."""
+        # were this not published, the kernel would pass on and on and announce nothing
+        assert self._splicer.relayed(self.index + side) == self._ledgers[side].written
+        self._delay = RETRY_FIRST
+        overflow = self._overflows[side]
+        if overflow is not None:
+            overflow.close()
+            self._overflows[side] = None
+
+    def idle_since(self, now: float) -> float:
+        """See `OpenPair.idle_since`. TCP knows when data moved last; l7proxy does not see it."""
+        infos = [tcp_info(self.connection.end(side)) for side in Side]
+        silent = min(min(info.last_data_recv, info.last_data_sent) for info in infos)
+        return now - silent / 1000
+
+    def stalled_since(self) -> float | None:
+        """See `OpenPair.stalled_since`."""
+        return min((since for since in self._stuck if since is not None), default=None)
+
+    def moved(self) -> tuple[int, int, int, int]:
+        """See `OpenPair.moved`."""
+        kernel_in = self._splicer.redirected(self.index)
+        kernel_out = self._splicer.redirected(self.index + 1)
+        up, down = self._ledgers
+        return (
+            up.early_in + kernel_in + up.written,
+            kernel_out + down.written,
+            kernel_in,
+            kernel_out,
+        )
+
+    def silent(self) -> bool:
+        """See `OpenPair.silent`."""
+        index = self.index + Side.BACKEND
+        return self._splicer.redirected(index) == self._splicer.passed(index) == 0
+
+    def close(self) -> None:
+        """See `OpenPair.close`. The index is free again only once both sockets are closed."""
+        for overflow in self._overflows:
+            if overflow is not None:
+                overflow.close()
