@@ -1,0 +1,344 @@
+"""The head of the first request: bytes in, a `Head` or a `BadRequest` out; and out to the backend.
+
+    recv -> HeadReader.feed -> gate (raw bytes) -> h11 -> gate (meaning) -> Head -> serialise
+
+h11 parses, and sees exactly one head: never a byte of a body, never an incomplete head, never
+what the gate refused. What the backend gets is written from the parsed `Head`, not copied from
+what came in.
+
+What follows from splicing the connection after this head (the body, the whole response and later
+requests pass between the two ends untouched):
+
+- Framing is not ours to change: Content-Length, Transfer-Encoding, Expect and Trailer stay.
+- The version that is sent is the client's, because the backend's answer goes to the client as it
+  is: a client of HTTP/1.0 must not get chunks. RFC 9110 section 2.5 wants an intermediary to send
+  its own version; here the backend talks with the client from the first byte of its answer on.
+- Persistence is between those two as well: `close` is passed on, and so is the `keep-alive` of
+  HTTP/1.0. RFC 9112 section 9.3, "A proxy server MUST NOT maintain a persistent connection with
+  an HTTP/1.0 client", means proxies between which and the client Keep-Alive could get out of
+  step; a splice has one connection on each side and they end together.
+- Only the first request gets X-Forwarded-For and Via.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass, replace
+
+import h11
+
+from l7proxy import gate
+from l7proxy.errors import BadRequest
+from l7proxy.gate import Rule
+from l7proxy.model import Limits
+from l7proxy.responses import local_response
+from l7proxy.target import choose_authority, parse_target
+
+__all__ = ["Head", "HeadReader", "local_response", "serialise"]
+
+
+@dataclass(frozen=True, slots=True)
+class Head:
+    """A request line and its header fields, checked.
+
+    `target` is what the backend gets: the path and the query, or `*`. `path` is the path as sent,
+    neither decoded nor normalised; "/" for `*`, whose path RFC 9112 section 3.3 calls empty.
+    """
+
+    method: str
+    target: str
+    path: str
+    query: str | None  # without "?"; "" when there is only the "?"
+    host: str  # for comparison: see authority; "" when HTTP/1.0 sent none
+    authority: str  # the value of Host for the backend, in the client's spelling
+    version: str  # "1.0" or "1.1"
+    headers: tuple[tuple[bytes, bytes], ...]  # names in lower case; order kept; all of them
+    content_length: int | None
+    chunked: bool
+    upgrade: bytes | None  # the protocols of Upgrade that are passed on
+    keep_alive: bool  # whether the client wants to keep the connection
+    expect_continue: bool
+    names: tuple[bytes, ...] = ()  # of `headers`, in the client's spelling
+    options: frozenset[bytes] = frozenset()  # of Connection, in lower case
+
+
+class HeadReader:
+    """Collects one head from any cut of the input; bounded by `limits`, linear in the input.
+
+    `surplus` is what came after the head, `started` whether anything came at all.
+    """
+
+    __slots__ = (
+        "_buffer",
+        "_fields_at",
+        "_limits",
+        "_line",
+        "_scanned",
+        "_spent",
+        "_start",
+        "started",
+        "surplus",
+    )
+
+    def __init__(self, limits: Limits) -> None:
+        self._limits = limits
+        self._buffer: gate.Buffer = b""
+        self._scanned = 0  # bytes of the buffer that are known to be without flaw
+        self._start = 0  # offset of the request line: after the empty line that is ignored
+        self._line: gate.RequestLine | None = None
+        self._fields_at = 0  # offset of the first field line, once there is a request line
+        self._spent = False
+        self.surplus = b""
+        self.started = False
+
+    def feed(self, data: bytes) -> Head | None:
+        """Take the next bytes; return the head when it is complete, None when more is needed.
+
+        Raises BadRequest as soon as the bytes cannot become a head that is let through. After
+        that, and after a head, the reader is spent: RuntimeError. No data is no news, not the end
+        of the stream.
+        """
+        if self._spent:
+            raise RuntimeError("this reader has given its answer")
+        if not data:
+            return None
+        self.started = True
+        if isinstance(self._buffer, bytearray):
+            self._buffer += data
+        elif self._buffer:
+            self._buffer = bytearray(self._buffer) + data
+        else:
+            self._buffer = data  # the usual case is a head in one read: no copy
+        try:
+            end = self._find_end()
+            if end is None or self._line is None:
+                return None
+            self.surplus = bytes(self._buffer[end:])
+            raw = bytes(self._buffer[self._start : end])
+            head = parse(self._line, raw, self._fields_at - self._start, self._limits.headers)
+        except BadRequest:
+            self._retire()
+            raise
+        self._retire()
+        return head
+
+    def _retire(self) -> None:
+        self._spent = True
+        self._buffer = b""
+
+    def _find_end(self) -> int | None:
+        """Return the offset after the head, None when it is not complete; raise on a flaw.
+
+        The earliest byte decides which flaw is reported, so that the cut makes no difference.
+        """
+        buffer, scanned = self._buffer, self._scanned
+        start = self._start = 2 if buffer[:2] == b"\r\n" else 0  # see Rule.EMPTY_LINE
+        limit = self._limits.head_bytes
+        found = buffer.find(b"\r\n\r\n", max(start, scanned - 3), limit)
+        stop = found + 4 if found >= 0 else min(len(buffer), limit)
+        flaw = gate.find_flaw(buffer, scanned, stop)
+        if self._line is None:
+            self._check_request_line(start, flaw.known_at if flaw else stop)
+        if flaw:
+            gate.refuse_flaw(
+                flaw,
+                buffer,
+                in_request_line=self._line is None,
+                first_field=self._fields_at,
+            )
+        self._scanned = stop
+        if found >= 0:
+            return stop
+        if stop < limit:
+            return None
+        if self._line is None:
+            raise BadRequest(414, Rule.TARGET_TOO_LONG, f"no request line within {limit} bytes")
+        raise BadRequest(431, Rule.HEAD_TOO_LARGE, f"the head is larger than {limit} bytes")
+
+    def _check_request_line(self, start: int, stop: int) -> None:
+        """Check the request line as far as `buffer[:stop]` shows it."""
+        end = self._buffer.find(b"\r\n", max(start, self._scanned - 1), stop)
+        if end >= 0:
+            self._line = gate.parse_request_line(self._buffer[start:end])
+            self._fields_at = end + 2
+        elif stop > start and (start or stop > 1 or self._buffer[0] != 0x0D):
+            # (A CR as the very first byte may yet become the empty line that is ignored.)
+            gate.check_line_start(self._buffer[start : min(stop, start + gate.MAX_METHOD + 2)])
+
+
+# Fields that decide something. Connection is parsed for each request that has it.
+_WATCHED = frozenset(
+    {
+        b"connection",
+        b"content-length",
+        b"expect",
+        b"host",
+        b"max-forwards",
+        b"transfer-encoding",
+        b"upgrade",
+    }
+)
+_NONE: frozenset[bytes] = frozenset()
+_HOP_COUNTED = ("OPTIONS", "TRACE")
+_HTTP_ITSELF = (b"h2c", b"h2", b"http")
+_PROTOCOL = re.compile(rb"%b(?:/%b)?" % (gate.TOKEN, gate.TOKEN))
+
+
+def parse(line: gate.RequestLine, raw: bytes, fields_at: int, max_fields: int) -> Head:
+    """Parse a whole head in which the gate found no flaw; raise BadRequest.
+
+    `raw` is the head from the request line to the empty line; the fields start at `fields_at`.
+    """
+    method, raw_target, version = line
+    spelled = gate.parse_fields(raw[fields_at:-2], max_fields)
+    seen: dict[bytes, list[bytes]] = {}
+    for spelled_name, value in spelled:
+        name = spelled_name.lower()
+        if name in _WATCHED:
+            seen.setdefault(name, []).append(value)
+    get = seen.get
+    length, chunked = gate.body_length(get(b"content-length"), get(b"transfer-encoding"), version)
+    target = parse_target(method, raw_target)
+    authority, host = choose_authority(target, get(b"host", []), version)
+    options = gate.connection_options(seen[b"connection"]) if b"connection" in seen else _NONE
+    fields = _parse_with_h11(raw, line, spelled)
+    head = Head(
+        method=method.decode("ascii"),
+        target=target.path if target.query is None else f"{target.path}?{target.query}",
+        path="/" if target.path == "*" else target.path,
+        query=target.query,
+        host=host,
+        authority=authority.decode("ascii"),
+        version=version,
+        headers=tuple([(name.lower(), value) for name, value in fields]),
+        content_length=length,
+        chunked=chunked,
+        upgrade=_passed_upgrade(seen[b"upgrade"], options, version) if b"upgrade" in seen else None,
+        keep_alive=b"close" not in options and (version == "1.1" or b"keep-alive" in options),
+        # RFC 9110 section 10.1.1: "A server that receives a 100-continue expectation in an
+        # HTTP/1.0 request MUST ignore that expectation."
+        expect_continue=version == "1.1"
+        and b"expect" in seen
+        and b"100-continue" in gate.list_elements(seen[b"expect"]),
+        names=tuple([name for name, _ in fields]),
+        options=options,
+    )
+    if b"max-forwards" in seen and head.method in _HOP_COUNTED:
+        return _count_hop(head, seen[b"max-forwards"])
+    return head
+
+
+def _parse_with_h11(raw: bytes, line: gate.RequestLine, fields: gate.Fields) -> gate.Fields:
+    """Return names as spelled and values of the fields as h11 reads the head.
+
+    Two readers of one head have to agree: what h11 refuses, merges or reads differently from the
+    gate is refused. A connection object for each head, since only its first step is wanted; fed
+    with the whole head it costs one call.
+    """
+    connection = h11.Connection(h11.SERVER)
+    connection.receive_data(raw)
+    try:
+        event = connection.next_event()
+    except h11.RemoteProtocolError as error:
+        raise BadRequest(400, Rule.PARSER, "malformed head") from error
+    if not isinstance(event, h11.Request) or (event.method, event.target) != line[:2]:
+        raise BadRequest(400, Rule.PARSER, "ambiguous request line")
+    items = event.headers.raw_items()
+    if items != fields and items != [  # h11 writes "chunked" in lower case, whatever was sent
+        (name, value.lower() if name.lower() == b"transfer-encoding" else value)
+        for name, value in fields
+    ]:
+        raise BadRequest(400, Rule.PARSER, "ambiguous header fields")
+    return items
+
+
+def _passed_upgrade(values: list[bytes], options: frozenset[bytes], version: str) -> bytes | None:
+    """Return the protocols of Upgrade that the backend is offered, None when none are.
+
+    RFC 9110 section 7.8: "A server MUST ignore an Upgrade header field that is received in an
+    HTTP/1.0 request", and "A sender of Upgrade MUST also send an "Upgrade" connection option".
+    What would turn the connection into HTTP of another version is not offered: h2c smuggles
+    requests past every proxy that passes it (RFC 9113 section 3.1 has deprecated it).
+    """
+    if version == "1.0" or b"upgrade" not in options:
+        return None
+    protocols = [
+        protocol
+        for protocol in gate.list_elements(values, lower=False)
+        if _PROTOCOL.fullmatch(protocol) and protocol.lower().partition(b"/")[0] not in _HTTP_ITSELF
+    ]
+    return b", ".join(protocols) or None
+
+
+def _count_hop(head: Head, values: list[bytes]) -> Head:
+    """Return the head with Max-Forwards one lower; raise BadRequest when it must not go on."""
+    if len(values) > 1 or not values[0].isdigit() or len(values[0]) > 9:
+        raise BadRequest(400, Rule.MAX_FORWARDS, "malformed Max-Forwards")
+    left = int(values[0])
+    if left == 0:
+        raise BadRequest(501, Rule.MAX_FORWARDS, "no answer of its own to TRACE and OPTIONS")
+    headers = tuple(
+        (name, b"%d" % (left - 1) if name == b"max-forwards" else value)
+        for name, value in head.headers
+    )
+    return replace(head, headers=headers)
+
+
+# Fields that end here or are written anew below. RFC 9110 section 7.6.1: "intermediaries SHOULD
+# remove or replace fields that are known to require removal before forwarding". Of those it lists,
+# Transfer-Encoding stays, since the body that it describes passes as it is.
+_NOT_COPIED = frozenset(
+    {
+        b"connection",
+        b"host",
+        b"http2-settings",  # RFC 7540 section 3.2.1, goes with h2c
+        b"keep-alive",
+        b"proxy-authenticate",
+        b"proxy-authorization",  # RFC 9110 section 11.7.2: for the first proxy that asked for it
+        b"proxy-connection",
+        b"te",
+        b"upgrade",
+        b"via",
+        b"x-forwarded-for",
+    }
+)
+
+
+def serialise(head: Head, client_host: str) -> bytes:
+    """Return the head as the backend gets it, the empty line included.
+
+    Host stands first (RFC 9110 section 7.2: "as the first field in the header section"), then the
+    client's end-to-end fields in its order and spelling, then ours. `client_host` is appended to
+    X-Forwarded-For, as an address without brackets or port. RFC 9110 section 7.6.3: "An
+    HTTP-to-HTTP gateway MUST send an appropriate Via header field in each inbound request
+    message", with the version that was received.
+    """
+    not_copied = _NOT_COPIED | head.options if head.options else _NOT_COPIED
+    forwarded_for: list[bytes] = []
+    via: list[bytes] = []
+    lines = [f"{head.method} {head.target} HTTP/{head.version}".encode("ascii")]
+    if head.authority:
+        lines.append(b"Host: " + head.authority.encode("ascii"))
+    names = head.names or [name for name, _ in head.headers]
+    for spelling, (name, value) in zip(names, head.headers, strict=True):
+        if name not in not_copied:
+            lines.append(spelling + b": " + value)
+        elif name == b"x-forwarded-for":
+            forwarded_for.append(value)
+        elif name == b"via":
+            via.append(value)
+    forwarded_for.append(client_host.encode("ascii"))
+    via.append(f"{head.version} l7proxy".encode("ascii"))
+    lines.append(b"X-Forwarded-For: " + b", ".join(filter(None, forwarded_for)))
+    lines.append(b"Via: " + b", ".join(filter(None, via)))
+    options = []
+    if not head.keep_alive:
+        options.append(b"close")
+    elif head.version == "1.0":
+        options.append(b"keep-alive")
+    if head.upgrade:
+        options.append(b"upgrade")
+        lines.append(b"Upgrade: " + head.upgrade)
+    if options:
+        lines.append(b"Connection: " + b", ".join(options))
+    return b"\r\n".join(lines) + b"\r\n\r\n"

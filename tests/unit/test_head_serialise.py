@@ -1,0 +1,312 @@
+"""Transcripts: `>>` is what the client sent, `<<` what the backend gets, byte for byte."""
+
+from __future__ import annotations
+
+import pytest
+
+from l7proxy.head import Head, HeadReader, serialise
+from l7proxy.model import Limits
+
+CLIENT = "192.0.2.7"
+
+TRANSCRIPTS = [
+    (
+        "a browser",
+        """
+        >> GET /a?b=c HTTP/1.1
+        >> User-Agent: Mozilla/5.0
+        >> Host: www.example.com:8080
+        >> Accept: */*
+        >> accept-LANGUAGE: de
+        >> Connection: keep-alive
+        >> Cookie: a=b; c=d
+        << GET /a?b=c HTTP/1.1
+        << Host: www.example.com:8080
+        << User-Agent: Mozilla/5.0
+        << Accept: */*
+        << accept-LANGUAGE: de
+        << Cookie: a=b; c=d
+        << X-Forwarded-For: 192.0.2.7
+        << Via: 1.1 l7proxy
+        """,
+    ),
+    (
+        "whitespace is normalised, values are not",
+        """
+        >> GET / HTTP/1.1
+        >> Host:a.example
+        >> X:a  b,\tc
+        >> Y:
+        << GET / HTTP/1.1
+        << Host: a.example
+        << X: a  b,\tc
+        << Y:_
+        << X-Forwarded-For: 192.0.2.7
+        << Via: 1.1 l7proxy
+        """,
+    ),
+    (
+        "an upload: framing, Expect and Trailer stay, TE goes",
+        """
+        >> POST /up HTTP/1.1
+        >> Host: a.example
+        >> Transfer-Encoding: Chunked
+        >> Expect: 100-continue
+        >> Trailer: Digest
+        >> TE: trailers
+        >> Connection: TE, close
+        << POST /up HTTP/1.1
+        << Host: a.example
+        << Transfer-Encoding: chunked
+        << Expect: 100-continue
+        << Trailer: Digest
+        << X-Forwarded-For: 192.0.2.7
+        << Via: 1.1 l7proxy
+        << Connection: close
+        """,
+    ),
+    (
+        "a length stays",
+        """
+        >> PUT / HTTP/1.1
+        >> Host: a.example
+        >> Content-Length: 12
+        << PUT / HTTP/1.1
+        << Host: a.example
+        << Content-Length: 12
+        << X-Forwarded-For: 192.0.2.7
+        << Via: 1.1 l7proxy
+        """,
+    ),
+    (
+        "hop-by-hop fields and what Connection names go",
+        """
+        >> GET / HTTP/1.1
+        >> Host: a.example
+        >> Connection: X-Hop, keep-alive
+        >> Connection: x-hop-2
+        >> X-Hop: 1
+        >> x-HOP-2: 2
+        >> X-Hop-3: 3
+        >> Keep-Alive: timeout=5
+        >> Proxy-Connection: keep-alive
+        >> Proxy-Authorization: Basic eDp5
+        >> Proxy-Authenticate: Basic
+        >> TE: gzip
+        << GET / HTTP/1.1
+        << Host: a.example
+        << X-Hop-3: 3
+        << X-Forwarded-For: 192.0.2.7
+        << Via: 1.1 l7proxy
+        """,
+    ),
+    (
+        "absolute-form becomes origin-form, Host is its authority",
+        """
+        >> GET http://A.Example/x?y HTTP/1.1
+        >> Host: a.example:80
+        << GET /x?y HTTP/1.1
+        << Host: A.Example
+        << X-Forwarded-For: 192.0.2.7
+        << Via: 1.1 l7proxy
+        """,
+    ),
+    (
+        "OPTIONS *",
+        """
+        >> OPTIONS * HTTP/1.1
+        >> Host: a.example
+        >> Max-Forwards: 3
+        << OPTIONS * HTTP/1.1
+        << Host: a.example
+        << Max-Forwards: 2
+        << X-Forwarded-For: 192.0.2.7
+        << Via: 1.1 l7proxy
+        """,
+    ),
+    (
+        "OPTIONS of a whole server, absolute-form",
+        """
+        >> OPTIONS http://www.example.org:8001 HTTP/1.1
+        >> Host: www.example.org:8001
+        << OPTIONS * HTTP/1.1
+        << Host: www.example.org:8001
+        << X-Forwarded-For: 192.0.2.7
+        << Via: 1.1 l7proxy
+        """,
+    ),
+    (
+        "WebSocket",
+        """
+        >> GET /chat HTTP/1.1
+        >> Host: a.example
+        >> Upgrade: websocket
+        >> Connection: keep-alive, Upgrade
+        >> Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==
+        >> Sec-WebSocket-Version: 13
+        << GET /chat HTTP/1.1
+        << Host: a.example
+        << Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==
+        << Sec-WebSocket-Version: 13
+        << X-Forwarded-For: 192.0.2.7
+        << Via: 1.1 l7proxy
+        << Upgrade: websocket
+        << Connection: upgrade
+        """,
+    ),
+    (
+        "an upgrade and a close",
+        """
+        >> GET /chat HTTP/1.1
+        >> Host: a.example
+        >> Upgrade: websocket
+        >> Connection: upgrade, close
+        << GET /chat HTTP/1.1
+        << Host: a.example
+        << X-Forwarded-For: 192.0.2.7
+        << Via: 1.1 l7proxy
+        << Upgrade: websocket
+        << Connection: close, upgrade
+        """,
+    ),
+    (
+        "h2c is not offered",
+        """
+        >> GET / HTTP/1.1
+        >> Host: a.example
+        >> Connection: Upgrade, HTTP2-Settings
+        >> Upgrade: h2c
+        >> HTTP2-Settings: AAMAAABkAARAAAAA
+        << GET / HTTP/1.1
+        << Host: a.example
+        << X-Forwarded-For: 192.0.2.7
+        << Via: 1.1 l7proxy
+        """,
+    ),
+    (
+        "Upgrade and HTTP2-Settings that Connection does not name go as well",
+        """
+        >> GET / HTTP/1.1
+        >> Host: a.example
+        >> Upgrade: websocket
+        >> HTTP2-Settings: AAMAAABkAARAAAAA
+        << GET / HTTP/1.1
+        << Host: a.example
+        << X-Forwarded-For: 192.0.2.7
+        << Via: 1.1 l7proxy
+        """,
+    ),
+    (
+        "1.0 stays 1.0 and closes",
+        """
+        >> GET / HTTP/1.0
+        << GET / HTTP/1.0
+        << X-Forwarded-For: 192.0.2.7
+        << Via: 1.0 l7proxy
+        << Connection: close
+        """,
+    ),
+    (
+        "1.0 with keep-alive",
+        """
+        >> GET / HTTP/1.0
+        >> Host: a.example
+        >> Connection: Keep-Alive
+        << GET / HTTP/1.0
+        << Host: a.example
+        << X-Forwarded-For: 192.0.2.7
+        << Via: 1.0 l7proxy
+        << Connection: keep-alive
+        """,
+    ),
+    (
+        "X-Forwarded-For and Via grow at the end",
+        """
+        >> GET / HTTP/1.1
+        >> Host: a.example
+        >> X-Forwarded-For: 203.0.113.1, 203.0.113.2
+        >> Via: 1.0 fred
+        >> x-forwarded-for: 203.0.113.3
+        >> via: 1.1 p.example
+        >> X-Forwarded-For:
+        >> X-Forwarded-Proto: https
+        << GET / HTTP/1.1
+        << Host: a.example
+        << X-Forwarded-Proto: https
+        << X-Forwarded-For: 203.0.113.1, 203.0.113.2, 203.0.113.3, 192.0.2.7
+        << Via: 1.0 fred, 1.1 p.example, 1.1 l7proxy
+        """,
+    ),
+    (
+        "repeated fields stay apart and in order",
+        """
+        >> GET / HTTP/1.1
+        >> Host: a.example
+        >> Cookie: a=1
+        >> X: 1
+        >> Cookie: b=2
+        << GET / HTTP/1.1
+        << Host: a.example
+        << Cookie: a=1
+        << X: 1
+        << Cookie: b=2
+        << X-Forwarded-For: 192.0.2.7
+        << Via: 1.1 l7proxy
+        """,
+    ),
+]
+
+
+def side(transcript: str, mark: str) -> bytes:
+    """One side of a transcript; `:_` stands for a colon and a space at the end of a line."""
+    lines = [line.strip(" ") for line in transcript.splitlines()]
+    chosen = [line[3:].replace(":_", ": ") for line in lines if line.startswith(mark)]
+    return "\r\n".join(chosen).encode() + b"\r\n\r\n"
+
+
+def read(data: bytes) -> Head:
+    head = HeadReader(Limits()).feed(data)
+    assert head is not None
+    return head
+
+
+@pytest.mark.parametrize(
+    "transcript", [row[1] for row in TRANSCRIPTS], ids=[row[0] for row in TRANSCRIPTS]
+)
+def test_transcript(transcript: str) -> None:
+    assert serialise(read(side(transcript, ">>")), CLIENT) == side(transcript, "<<")
+
+
+@pytest.mark.parametrize(
+    "transcript", [row[1] for row in TRANSCRIPTS], ids=[row[0] for row in TRANSCRIPTS]
+)
+def test_what_is_sent_passes_the_gate_again(transcript: str) -> None:
+    """A second l7proxy behind the first reads the same request."""
+    first = read(side(transcript, ">>"))
+    second = read(serialise(first, CLIENT))
+    for name in ("method", "target", "path", "query", "host", "authority", "version"):
+        assert getattr(second, name) == getattr(first, name), name
+    for name in ("content_length", "chunked", "upgrade", "keep_alive", "expect_continue"):
+        assert getattr(second, name) == getattr(first, name), name
+
+
+def test_obs_text_is_forwarded_as_it_is() -> None:
+    head = read(b"GET / HTTP/1.1\r\nHost: a\r\nX: \xe4\xff\r\n\r\n")
+    assert b"\r\nX: \xe4\xff\r\n" in serialise(head, CLIENT)
+
+
+def test_the_empty_line_before_the_request_is_not_forwarded() -> None:
+    assert serialise(read(b"\r\nGET / HTTP/1.0\r\n\r\n"), CLIENT).startswith(b"GET / ")
+
+
+def test_an_ipv6_client_stands_without_brackets() -> None:
+    head = read(b"GET / HTTP/1.0\r\n\r\n")
+    assert b"\r\nX-Forwarded-For: 2001:db8::7\r\n" in serialise(head, "2001:db8::7")
+
+
+def test_a_head_without_spellings_is_sent_in_lower_case() -> None:
+    head = read(b"GET / HTTP/1.1\r\nHost: a\r\nX-Y: 1\r\n\r\n")
+    plain = Head(
+        **{name: getattr(head, name) for name in Head.__slots__ if name not in ("names", "options")}
+    )
+    assert b"\r\nx-y: 1\r\n" in serialise(plain, CLIENT)
