@@ -18,7 +18,7 @@ The identities, for the direction from socket S to socket D:
 
     received(S) - fin            == early_in  + redirected + passed       every byte was judged
     queued(D)                    == early_out + redirected + written      every byte was written
-    passed == taken == written == relayed                                 user space has caught up
+    passed == written == relayed                                          user space has caught up
 """
 
 from __future__ import annotations
@@ -41,18 +41,16 @@ class Ledger:
     `early_in`:  taken from the source by user space before the splice
     `early_out`: written to the destination by user space before the splice
     `redirected`, `passed`: the kernel's counters, as last read (monotonic)
-    `taken`:     passed bytes that user space has read from the source
     `written`:   passed bytes that user space has written to the destination
     """
 
-    __slots__ = ("early_in", "early_out", "passed", "redirected", "taken", "written")
+    __slots__ = ("early_in", "early_out", "passed", "redirected", "written")
 
     def __init__(self, early_in: int = 0, early_out: int = 0) -> None:
         self.early_in = early_in
         self.early_out = early_out
         self.redirected = 0
         self.passed = 0
-        self.taken = 0
         self.written = 0
 
     def read_kernel(self, redirected: int, passed: int) -> None:
@@ -65,7 +63,7 @@ class Ledger:
     @property
     def caught_up(self) -> bool:
         """Whether everything that was passed has been written: the kernel may redirect again."""
-        return self.passed == self.taken == self.written
+        return self.passed == self.written
 
     @property
     def expected_in_queue(self) -> int:

@@ -79,18 +79,16 @@ class CopyChannel:
         self.taken = 0
         self.written = 0
 
-    def pump(self, limit: int = 1 << 62) -> Want:
-        """See `Channel.pump`. Takes at most `limit` bytes, and then says READ."""
+    def pump(self) -> Want:
+        """See `Channel.pump`."""
         if self._held and not self._send(memoryview(self._held)):
             return Want.WRITE
         self._held = b""
         for _ in range(TURN):
             if self.ended:
                 return Want.END
-            if limit <= 0:
-                return Want.READ
             try:
-                n = self._source.recv_into(self._buffer, min(limit, BUFFER), _DONTWAIT)
+                n = self._source.recv_into(self._buffer, 0, _DONTWAIT)
             except BlockingIOError:
                 return Want.READ
             except OSError as error:
@@ -99,15 +97,9 @@ class CopyChannel:
                 self.ended = True
                 return Want.END
             self.taken += n
-            limit -= n
             if not self._send(self._buffer[:n]):
                 return Want.WRITE
         return Want.TURN
-
-    @property
-    def holds(self) -> bool:
-        """Whether bytes were taken and not yet written."""
-        return bool(self._held)
 
     def _send(self, data: memoryview) -> bool:
         """Send all of `data`, or keep what is left. Whether nothing is left."""

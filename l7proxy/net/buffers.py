@@ -1,6 +1,7 @@
 """How full a socket's send buffer is, and how much it may receive: the two ends of backpressure.
 
-Source: `sk_get_meminfo` (SO_MEMINFO), `__sock_set_rcvbuf` and `tcp_rcv_space_adjust` in Linux.
+Source: `sk_get_meminfo` (SO_MEMINFO), `__sock_set_rcvbuf`, `tcp_set_window_clamp`,
+`tcp_rcv_space_adjust` in Linux. Sizes are bytes, with the kernel's overhead where it says so.
 """
 
 from __future__ import annotations
@@ -9,21 +10,38 @@ import socket
 import struct
 
 SO_MEMINFO = 55  # include/uapi/asm-generic/socket.h
-_MEMINFO = struct.Struct("=12xI4xI")  # SK_MEMINFO_SNDBUF, SK_MEMINFO_WMEM_QUEUED
+# SK_MEMINFO_RMEM_ALLOC, _RCVBUF, _SNDBUF, _WMEM_QUEUED
+_MEMINFO = struct.Struct("=II4xI4xI")
+_RMEM_MAX = "/proc/sys/net/core/rmem_max"
 
 
-def send_queue(sock: socket.socket) -> tuple[int, int]:
-    """(bytes in the send queue, its limit), both with the kernel's overhead. One system call."""
-    limit, queued = _MEMINFO.unpack_from(
+def memory(sock: socket.socket) -> tuple[int, int, int, int]:
+    """(received and unread, its limit, limit of the send queue, bytes in it), overhead included."""
+    received, limit, send_limit, queued = _MEMINFO.unpack_from(
         sock.getsockopt(socket.SOL_SOCKET, SO_MEMINFO, _MEMINFO.size)
     )
-    return queued, limit
+    return received, limit, send_limit, queued
 
 
-def bound_receive(sock: socket.socket, size: int) -> None:
-    """Fix the receive buffer at `size` bytes of data, and as much again for the kernel's overhead.
+def limit_receive(sock: socket.socket, size: int) -> None:
+    """Limit what may be received and unread to `size` bytes, overhead included.
 
-    The kernel sizes it no more by itself (SOCK_RCVBUF_LOCK); net.core.rmem_max may make it less.
-    Making it smaller than what the other end was already allowed to send drops segments.
+    The kernel sizes the buffer no more by itself from then on (SOCK_RCVBUF_LOCK), and it makes it
+    no larger than twice net.core.rmem_max. Segments that the other end was allowed to send and
+    that do not fit are dropped.
     """
-    sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, size)
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, max(size // 2, 1))  # doubled there
+
+
+def limit_window(sock: socket.socket, size: int) -> None:
+    """Let the other end send at most `size` bytes ahead. Lasts only with `limit_receive`."""
+    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_WINDOW_CLAMP, size)
+
+
+def receive_ceiling() -> int:
+    """The largest `size` that `limit_receive` can set in this network namespace."""
+    try:
+        with open(_RMEM_MAX, encoding="ascii") as file:
+            return 2 * int(file.read())
+    except (OSError, ValueError):
+        return 0

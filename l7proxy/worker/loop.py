@@ -28,7 +28,7 @@ from l7proxy.datapath.relay import Relays
 from l7proxy.errors import Reason
 from l7proxy.model import Limits, Listener, Timeouts
 from l7proxy.model import Protocol as ListenerProtocol
-from l7proxy.net import dial
+from l7proxy.net import buffers, dial
 from l7proxy.routing import Router, compile_routers
 from l7proxy.session import State
 from l7proxy.telemetry.counters import Counter
@@ -40,7 +40,7 @@ from l7proxy.worker.timers import Calendar
 
 ACCEPT_BATCH = 16
 EVENT_BATCH = 512
-SCRATCH = 1024 * 1024  # bytes; all that a bounded receive buffer can hold
+SCRATCH = 8 * 1024 * 1024  # bytes; what a receive buffer holds at the most, usually
 FIRST_READ = 64 * 1024  # bytes of one read before the pair is open
 SHED_BATCH = 64  # connections reset at a time when descriptors run out
 PAUSE = 0.1  # seconds without accepting when the system has no memory for a socket
@@ -92,6 +92,7 @@ class Worker:
         self.calendar = Calendar()
         self.relays = Relays(setup.datapath)
         self.scratch = memoryview(bytearray(SCRATCH))
+        self.receive_ceiling = buffers.receive_ceiling()
         self.first_scratch = self.scratch[:FIRST_READ]
         self.spliced: dict[int, SplicedPair] = {}  # by pair: index >> 1
         self.balancers = {

@@ -22,15 +22,15 @@ from l7proxy.datapath.sockmap import URGENT, Splicer
 from l7proxy.errors import Reason
 from l7proxy.ledger import Ledger, Step
 from l7proxy.model import Datapath, Side
-from l7proxy.net.buffers import bound_receive
 from l7proxy.net.tcpinfo import tcp_info
 from l7proxy.session import Flow, FlowCommand, FlowEvent
-from l7proxy.worker.overflow import NEAR, RECEIVE_MOST, Overflow, Pace
+from l7proxy.worker.overflow import Overflow, Pace
 
 if TYPE_CHECKING:
     from l7proxy.worker.connection import Connection
 
-RETRY_FIRST = 0.001  # seconds until bytes on their way inside the kernel are looked for again
+RETRY_FIRST = 0.0009  # seconds until bytes on their way inside the kernel are looked for again
+RETRY_AT_ONCE = 8  # looks without a pause, before that: a kworker is quick, a timer is not
 RETRY_LAST = 0.05
 
 _WATCH = select.EPOLLRDHUP | select.EPOLLET
@@ -42,6 +42,7 @@ class SplicedPair:
     __slots__ = (
         "_delay",
         "_ledgers",
+        "_looks",
         "_overflows",
         "_splicer",
         "_stuck",
@@ -54,10 +55,8 @@ class SplicedPair:
         """Put the pair into the kernel. Raises OSError when the kernel does not take it."""
         client, backend = connection.client, connection.backend
         assert backend is not None
-        for sock in (client, backend):
-            connection.watch(sock, _WATCH)
-            if tcp_info(sock).min_rtt < NEAR:
-                bound_receive(sock, RECEIVE_MOST)
+        connection.watch(client, _WATCH)
+        connection.watch(backend, _WATCH)
         self.index = splicer.splice(client.fileno(), backend.fileno())
         self.datapath = Datapath.SOCKMAP
         self.connection = connection
@@ -66,6 +65,7 @@ class SplicedPair:
         self._overflows: list[Overflow | None] = [None, None]
         self._stuck: list[float | None] = [None, None]  # since when a sink has had no room
         self._delay = RETRY_FIRST
+        self._looks = 0  # since something last moved
 
     def start(self) -> None:
         """Look after what the kernel passed while the pair went in."""
@@ -111,6 +111,7 @@ class SplicedPair:
         """Carry out what the session ordered for one direction, `PASS_FIN` excepted."""
         if command is FlowCommand.RELAY_PASSED:
             self.connection.count_overflow()
+            self._overflow(side).begin()
         self._follow(side)
 
     def _follow(self, side: Side) -> None:
@@ -139,22 +140,22 @@ class SplicedPair:
                 self._settled(side)
                 connection.flow(side, FlowEvent.BALANCED)
                 return
-            pace = Pace.SOON if step is Step.WAIT else self._relay(side, index, ledger)
+            pace = Pace.SOON if step is Step.WAIT else self._relay(side, ledger)
         if not connection.session.is_open:
             return
         if pace is Pace.SOON:
-            connection.look_again(self._delay)
-            self._delay = min(self._delay * 2, RETRY_LAST)
+            self._looks += 1
+            pause = self._looks > RETRY_AT_ONCE
+            connection.look_again(self._delay if pause else 0.0)
+            if pause:
+                self._delay = min(self._delay * 2, RETRY_LAST)
         elif pace is Pace.TURN:
             connection.look_again(0.0)
 
-    def _relay(self, side: Side, index: int, ledger: Ledger) -> Pace:
+    def _relay(self, side: Side, ledger: Ledger) -> Pace:
         """One step of an overflow."""
         connection = self.connection
-        overflow = self._overflows[side]
-        if overflow is None:
-            overflow = Overflow(connection, side, self._splicer, index, ledger)
-            self._overflows[side] = overflow
+        overflow = self._overflow(side)
         written = ledger.written
         try:
             pace = overflow.step()
@@ -166,6 +167,7 @@ class SplicedPair:
             return Pace.ROOM
         if ledger.written != written:
             self._delay = RETRY_FIRST
+            self._looks = 0
         if pace is not Pace.ROOM:
             self._stuck[side] = None
         elif self._stuck[side] is None or ledger.written != written:
@@ -173,15 +175,23 @@ class SplicedPair:
             connection.expect_progress()
         return pace
 
+    def _overflow(self, side: Side) -> Overflow:
+        overflow = self._overflows[side]
+        if overflow is None:
+            overflow = self._overflows[side] = Overflow(
+                self.connection, side, self._splicer, self.index + side, self._ledgers[side]
+            )
+        return overflow
+
     def _settled(self, side: Side) -> None:
         """User space has nothing more to do for the direction, for now."""
         # were this not published, the kernel would pass on and on and announce nothing
         assert self._splicer.relayed(self.index + side) == self._ledgers[side].written
         self._delay = RETRY_FIRST
+        self._looks = 0
         overflow = self._overflows[side]
         if overflow is not None:
-            overflow.close()
-            self._overflows[side] = None
+            overflow.end()
 
     def idle_since(self, now: float) -> float:
         """See `OpenPair.idle_since`. TCP knows when data moved last; l7proxy does not see it."""
@@ -211,7 +221,4 @@ class SplicedPair:
         return self._splicer.redirected(index) == self._splicer.passed(index) == 0
 
     def close(self) -> None:
-        """See `OpenPair.close`. The index is free again only once both sockets are closed."""
-        for overflow in self._overflows:
-            if overflow is not None:
-                overflow.close()
+        """See `OpenPair.close`: the index is free again only once both sockets are closed."""

@@ -73,7 +73,11 @@ class Kernel:
         for side in Side:
             d = self.directions[side]
             alive = not self.broken[side] and not self.closed[side]
-            if alive and d.sent < len(d.stream) and len(d.readable) + len(d.pending) < d.window:
+            if (
+                alive
+                and d.sent < len(d.stream)
+                and len(d.readable) + len(d.pending) < max(d.window, 1)
+            ):
                 found.append(lambda side=side: self._arrive(side))
             if alive and d.sent == len(d.stream) and not d.fin_arrived:
                 found.append(lambda side=side: self._fin(side))
@@ -194,7 +198,13 @@ class FakeSocket:
         assert not self.closed
         self.kernel.happen()
         if option == SO_MEMINFO:
-            return struct.pack("=12xI4xI", self.sink.room, len(self.sink.unsent))
+            return struct.pack(
+                "=II4xI4xI",
+                len(self.source.readable) + len(self.source.pending),
+                self.source.window,
+                self.sink.room,
+                len(self.sink.unsent),
+            )
         assert option == socket.TCP_INFO
         info = bytearray(216)
         state = CLOSE_WAIT if self.source.fin_arrived else ESTABLISHED
@@ -206,7 +216,7 @@ class FakeSocket:
     def setsockopt(self, _level: int, option: int, value: Any) -> None:
         self.kernel.happen()
         if option == socket.SO_RCVBUF:
-            self.source.window = min(value, 1024)
+            self.source.window = max(1, min(value, 1024))
         elif option == socket.SO_LINGER:
             self.linger = struct.unpack("ii", value)[0] == 1
 
@@ -277,6 +287,7 @@ class FakeWorker:
         self.spliced: dict[int, Any] = {}
         self.splicer = FakeSplicer(kernel)
         self.scratch = memoryview(bytearray(scratch))
+        self.receive_ceiling = 1 << 20
         self.graves: list[FakeSocket] = []
         self.soon: set[Connection] = set()
         self.finished = False
