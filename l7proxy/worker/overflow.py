@@ -103,7 +103,11 @@ class Overflow:
     def begin(self) -> None:
         """Bytes were passed: if the sink is full, let the source fill up, but grow no more."""
         _, _, sink_limit, queued = buffers.memory(self.sink)
-        if queued * LOW <= sink_limit or self._held:
+        if queued * LOW > sink_limit:
+            self._hold_source(sink_limit)
+
+    def _hold_source(self, sink_limit: int) -> None:
+        if self._held:
             return
         if self._near is None:
             room = sink_limit + sink_limit // 4
@@ -149,6 +153,7 @@ class Overflow:
         if peeked > self._ahead:
             self._write(scratch[self._ahead : peeked])
         if self._ahead < peeked:
+            self._hold_source(sink_limit)
             if self._ahead >= AHEAD_MOST:
                 self._make_way()
             return self._await_room()
