@@ -1,0 +1,52 @@
+# Two commands do everything on a fresh Debian or Ubuntu: `make demo` and `make test`.
+
+PY := .venv/bin/python
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test check lint types floors object bench kernel-matrix bpf lock clean tools
+
+help: ## this list
+	@sed -n 's/^\([a-z-]*\):[^#]*## /\1	/p' Makefile | while IFS='	' read -r name text; do \
+		printf '  make %-14s %s\n' "$$name" "$$text"; done
+
+demo: ## install what it needs, start backends and proxy, show real requests spliced in the kernel
+	@.ci/setup run
+	@$(PY) -m l7proxy.demo
+
+test: tools ## install what it needs; unit, property, socket and kernel tests (as root: all of them)
+	$(PY) -m pytest
+
+check: lint types floors object ## lint, format, types, floors, the BPF object rebuilt byte for byte
+
+lint: tools
+	$(PY) -m ruff check .
+	$(PY) -m ruff format --check .
+
+types: tools
+	$(PY) -m mypy --strict
+
+floors: tools
+	$(PY) -m pytest -q -p no:cacheprovider tests/unit/test_floors.py tests/unit/test_top_level.py
+
+object: tools
+	.ci/check-object
+
+bench: ## l7proxy against a direct connection, HAProxy and Envoy (as root; takes minutes)
+	@.ci/setup bench
+	$(PY) -m tests.bench
+
+kernel-matrix: tools ## the data-path tests on Debian's 6.1 and 6.12 kernels in qemu (takes minutes)
+	$(PY) tests/matrix/run.py
+
+bpf: tools ## rebuild l7proxy/datapath/l7proxy.bpf.o (clang-14)
+	$(MAKE) -C bpf
+
+lock: ## resolve the requirements anew into the two lock files
+	@.ci/lock
+
+clean: ## remove what the other targets made
+	rm -rf .venv build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+tools:
+	@.ci/setup test
