@@ -20,6 +20,7 @@ from __future__ import annotations
 import ipaddress
 import re
 from dataclasses import dataclass
+from functools import lru_cache
 
 from l7proxy.errors import L7ProxyError
 from l7proxy.model import Address
@@ -104,6 +105,7 @@ def parse_address(text: str, *, any_port: bool = False) -> Address:
     return Address(address, _port(port, lowest=0 if any_port else 1))
 
 
+@lru_cache(maxsize=1024)  # clients name the same few hosts again and again
 def _name(text: str) -> str:
     """A registered name or an IPv4 address, lower case and without the trailing dot."""
     name = text[:-1] if text.endswith(".") else text

@@ -16,13 +16,13 @@ While a pair is open each of its directions has a small life of its own, a `Flow
 
 from __future__ import annotations
 
-from enum import Enum
+from enum import StrEnum
 
 from l7proxy.errors import TransitionError
 from l7proxy.model import Side
 
 
-class State(Enum):
+class State(StrEnum):
     """Where a connection is; the access log names it at the end."""
 
     NEW = "new"
@@ -36,7 +36,7 @@ class State(Enum):
     CLOSED = "closed"
 
 
-class Event(Enum):
+class Event(StrEnum):
     """What happened to a connection."""
 
     ACCEPTED_HTTP = "accepted http"
@@ -57,7 +57,7 @@ class Event(Enum):
     ABORT = "abort"  # a drain deadline, a limit, an internal error
 
 
-class Command(Enum):
+class Command(StrEnum):
     """What the driver is to do."""
 
     READ_HEAD = "read head"
@@ -80,6 +80,7 @@ _REPLY: _Row = (State.REPLY, (Command.REPLY,))
 TABLE: dict[tuple[State, Event], _Row] = {
     (State.NEW, Event.ACCEPTED_HTTP): (State.HEAD, (Command.READ_HEAD,)),
     (State.NEW, Event.ACCEPTED_TCP): (State.DIAL, (Command.DIAL,)),
+    (State.NEW, Event.ABORT): _RESET,
     (State.HEAD, Event.ROUTED): (State.DIAL, (Command.DIAL,)),
     (State.HEAD, Event.ANSWERED): _REPLY,
     (State.HEAD, Event.TIMEOUT): _REPLY,
@@ -116,7 +117,7 @@ for _state in (State.SPLICED, State.RELAYED):
     }
 
 
-class Flow(Enum):
+class Flow(StrEnum):
     """Where one direction of an open pair is."""
 
     KERNEL = "kernel"
@@ -126,7 +127,7 @@ class Flow(Enum):
     FINISHED = "finished"
 
 
-class FlowEvent(Enum):
+class FlowEvent(StrEnum):
     """What happened to one direction."""
 
     PASSED = "passed"  # the kernel passed bytes instead of redirecting them
@@ -135,7 +136,7 @@ class FlowEvent(Enum):
     BALANCED = "balanced"  # the ledger balances: nothing of the direction is under way
 
 
-class FlowCommand(Enum):
+class FlowCommand(StrEnum):
     """What the driver is to do about one direction."""
 
     RELAY_PASSED = "relay passed"  # move what was passed, then let the kernel go on

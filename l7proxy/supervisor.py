@@ -1,13 +1,15 @@
 """The process that keeps the workers alive, and the only one that is trusted.
 
 It forks a worker for each slot (net/process.py says what a fork out of an event loop takes),
-replaces those that die, and drains. Two facts behind it:
+replaces those that die, and drains. Three facts behind it:
 
 - The other end of a worker's control socket is here alone, so EOF on it means that the supervisor
   is gone. Workers hold only what was open before the supervisor was made: listeners, maps and logs
   come before, the loop, the admin server and the control sockets after.
 - A dead child's sockets are closed before its parent can reap it (exit_files comes before
   exit_notify), so its slot is free the moment that waitpid answers.
+- The workers are another user's. Root in a container without CAP_KILL may not signal them, so
+  there is a second way to send one off: to close its control socket.
 """
 
 from __future__ import annotations
@@ -169,12 +171,14 @@ class Supervisor:
 
     def _ended(self, slot: _Slot, code: int) -> None:
         pid, lived = slot.pid, time.monotonic() - slot.started
+        hung_up = slot.control < 0
         process.close(slot.control)
         slot.pid, slot.control = 0, -1
         lost = self._on_exit(slot.number)
         if self.draining:
             self._reset |= lost > 0 or code == EXIT_RESET
-            level = logging.DEBUG if code in (0, EXIT_RESET, -signal.SIGTERM) else logging.ERROR
+            expected = hung_up or code in (0, EXIT_RESET, -signal.SIGTERM)
+            level = logging.DEBUG if expected else logging.ERROR
         else:
             level = logging.ERROR
         why = {"signal": _signal_name(-code)} if code < 0 else {"exit_code": code}
@@ -261,13 +265,15 @@ class Supervisor:
             await self._until(lambda: not self.running, min(_INSIST, self._reset_seconds))
 
     async def _end_all(self) -> None:
-        """No worker outlives this, whatever brought us here."""
+        """No worker outlives this, whatever brought us here, if this process may kill them."""
         self._stop_signals = max(1, self._stop_signals)
         self._cancel_restarts()
         if self.running:
             log.warning(event("killing workers", workers=self.running))
-            self._signal_all(signal.SIGKILL)
-            await self._until(lambda: not self.running)
+            if self._signal_all(signal.SIGKILL):
+                await self._until(lambda: not self.running)
+            elif not await self._until(lambda: not self.running, self._reset_seconds):
+                log.error(event("workers are left behind", pids=",".join(map(str, self.pids))))
 
     def _cancel_restarts(self) -> None:
         for slot in self._slots:
@@ -275,9 +281,33 @@ class Supervisor:
                 slot.restart.cancel()
                 slot.restart = None
 
-    def _signal_all(self, number: signal.Signals) -> None:
-        for pid in self.pids:  # not reaped yet, so the number is still theirs
-            os.kill(pid, number)
+    def _signal_all(self, number: signal.Signals) -> bool:
+        """Signal every worker; False if that is not permitted, and they were hung up on."""
+        permitted = True
+        for slot in self._slots:
+            if not slot.pid:
+                continue
+            try:
+                os.kill(slot.pid, number)  # not reaped yet, so the number is still its own
+            except PermissionError:
+                permitted = False
+                self._hang_up(slot)
+        return permitted
+
+    def _hang_up(self, slot: _Slot) -> None:
+        """Close the control socket: the worker resets its connections and leaves at once."""
+        if slot.control < 0:
+            return
+        process.close(slot.control)
+        slot.control = -1
+        log.warning(
+            event(
+                "not permitted to signal a worker, its connections are reset",
+                slot=slot.number,
+                pid=slot.pid,
+                remedy="grant CAP_KILL (docker: --cap-add KILL) to let them end by themselves",
+            )
+        )
 
     async def _until(self, condition: Callable[[], bool], seconds: float | None = None) -> bool:
         """Wait for what a signal brings about; False when the time was up first."""

@@ -79,6 +79,10 @@ class CopyChannel:
         self.taken = 0
         self.written = 0
 
+    def hold(self, data: bytes) -> None:
+        """Begin with `data`, which somebody else took from the source. At most one buffer."""
+        self._held = data
+
     def pump(self) -> Want:
         """See `Channel.pump`."""
         if self._held and not self._send(memoryview(self._held)):

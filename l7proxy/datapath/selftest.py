@@ -27,6 +27,9 @@ _BLOCK = 4096
 _TCP_REPAIR, _TCP_REPAIR_QUEUE, _TCP_QUEUE_SEQ = 19, 20, 21  # include/uapi/linux/tcp.h
 _RECV_QUEUE, _SEND_QUEUE = 1, 2
 _REPAIR_OFF_NO_WP = -1  # leave repair mode without a window probe
+_SO_MEMINFO = 55  # include/uapi/asm-generic/socket.h
+_NEVER = 1 << 62  # as `relayed`: `passed` never gets there, so the gate stays shut
+_SEGMENTS, _SLACK = 256, 16384  # 256 of 1 byte take 200 KB; a kernel in order stops after 5
 _PSH, _ACK = 0x08, 0x10  # RFC 9293, 3.1
 
 
@@ -243,6 +246,32 @@ def _bound(rig: _Rig) -> str:
     return f"an idle reader is owed {redirected} bytes, the other {sent - redirected} wait"
 
 
+def _small_segments(rig: _Rig) -> str:
+    """What is passed costs at most the receive buffer, however small the segments.
+
+    tcp_data_queue() of Linux 6.1 takes a segment whatever memory it needs if the receive queue is
+    empty, and the verdict leaves it empty. Later kernels announce a window of 0 there.
+    """
+    rig.near_client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1)  # the kernel's least
+    rig.splice()
+    rig.splicer.set_relayed(rig.index, _NEVER)
+    for count in range(1, _SEGMENTS + 1):
+        rig.client.send(b"x")
+        rig.until(
+            lambda sent=count: rig.splicer.passed(rig.index) == sent or not _window(rig.client),
+            f"passed == {count}",
+        )
+        held, limit = _received(rig.near_client)
+        if held > limit + _SLACK:
+            break
+        if not _window(rig.client):
+            return f"{count} of 1 byte shut the window, with {held} bytes of memory held"
+    raise CheckFailed(
+        f"{count} segments of 1 byte hold {held} bytes of memory, the receive buffer is {limit}, "
+        "and the window is open: a slow reader would cost memory without a bound"
+    )
+
+
 _CHECKS: tuple[tuple[str, Callable[[_Rig], str], int], ...] = (
     ("redirect", _redirect, 0),
     ("stale bytes", _stale_bytes, 0),
@@ -251,6 +280,7 @@ _CHECKS: tuple[tuple[str, Callable[[_Rig], str], int], ...] = (
     ("fin", _fin, 0),
     ("order", _order, 0),
     ("bound", _bound, 16384),
+    ("small segments", _small_segments, 0),
 )
 
 
@@ -326,6 +356,19 @@ def _written(sock: socket.socket) -> int:
     sent, retransmitted = struct.unpack_from("=QQ", info, 200)
     written: int = sent - retransmitted + notsent
     return written
+
+
+def _window(sock: socket.socket) -> int:
+    """The window that the other end announced last (`tcpi_snd_wnd`)."""
+    info = sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 256)
+    window: int = struct.unpack_from("=I", info, 228)[0]
+    return window
+
+
+def _received(sock: socket.socket) -> tuple[int, int]:
+    """Memory of received segments, and its limit (`sk_get_meminfo`)."""
+    held, limit = struct.unpack_from("=2I", sock.getsockopt(socket.SOL_SOCKET, _SO_MEMINFO, 36))
+    return held, limit
 
 
 def _shown(data: bytes) -> str:

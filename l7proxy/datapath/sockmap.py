@@ -268,7 +268,13 @@ def load_splicers(
     `program` names one of the two verdict programs, for tests; by default the kernel decides.
     Raises `DatapathUnavailable`.
     """
-    image = resources.files("l7proxy.datapath").joinpath("l7proxy.bpf.o").read_bytes()
+    try:
+        image = resources.files("l7proxy.datapath").joinpath("l7proxy.bpf.o").read_bytes()
+    except OSError as error:
+        raise DatapathUnavailable(
+            f"cannot read {error.filename}: {error.strerror}",
+            "install l7proxy anew, where its user may read it",
+        ) from error
     splicers: list[Splicer] = []
     try:
         for _ in range(workers):

@@ -37,6 +37,7 @@ if TYPE_CHECKING:
 
 KEEPALIVE_AFTER = 30.0  # seconds; shorter connections are not worth the system calls
 LINGER = 2.0  # seconds that a client has to read an answer of ours and to close
+ANSWER_ROUNDS = 4  # buffers of a backend's first answer that are passed on before the splice
 SURPLUS_ROUNDS = 16  # buffers that are read along before the splice; the trim covers what is left
 
 _DONTWAIT = socket.MSG_DONTWAIT
@@ -47,6 +48,7 @@ class Connection:
     """A client, and from DIAL on its backend. Lives from accept to the access-log record."""
 
     __slots__ = (
+        "_answer_ended",
         "_endpoints",
         "_full_read",
         "_masks",
@@ -57,9 +59,11 @@ class Connection:
         "began",
         "client",
         "dial_failure",
+        "early_answer",
         "early_in",
         "early_out",
         "endpoint",
+        "held_answer",
         "listener",
         "pair",
         "record",
@@ -86,6 +90,9 @@ class Connection:
         self.began = worker.now
         self.early_in = 0
         self.early_out = 0
+        self.early_answer = 0  # bytes that the backend sent before the pair was open
+        self.held_answer = b""  # of these, what the client had no room for
+        self._answer_ended = False
         self.endpoint: Address | None = None
         self.dial_failure = Reason.DIAL_REFUSED
         self._endpoints: Iterator[Address] = iter(())
@@ -333,7 +340,41 @@ class Connection:
             rounds -= 1
             if not self._read_surplus():
                 return
-        self.on(Event.SENT)
+        if self._take_first_answer():
+            self.on(Event.SENT)
+
+    def _take_first_answer(self) -> bool:
+        """Pass on what the backend has said already; False when the connection is over.
+
+        Both sockets are to be read until EAGAIN before they are spliced. And a near backend has
+        often answered by now, or even ended: then there is nothing to splice for.
+        """
+        backend, scratch = self.backend, self.worker.first_scratch
+        assert backend is not None
+        for _ in range(ANSWER_ROUNDS):
+            try:
+                n = backend.recv_into(scratch, 0, _DONTWAIT)
+            except BlockingIOError:
+                return True
+            except OSError:
+                self._backend_lost()
+                return False
+            if n == 0:
+                self._answer_ended = True
+                return True
+            self.early_answer += n
+            try:
+                sent = self.client.send(scratch[:n], _DONTWAIT)
+            except BlockingIOError:
+                sent = 0
+            except OSError:
+                self.end_with(Reason.CLIENT_RESET)
+                self.on(Event.CLIENT_ERROR)
+                return False
+            if sent < n:
+                self.held_answer = bytes(scratch[sent:n])
+                return True
+        return True
 
     def _read_surplus(self) -> bool:
         """Read more of the client, until it has nothing; False when the connection is over."""
@@ -359,8 +400,8 @@ class Connection:
             self.on(Event.CLIENT_ERROR)
 
     def _backend_lost(self) -> None:
-        """The backend broke before it had the request."""
-        if self.listener.protocol is Protocol.TCP:
+        """The backend broke before the pair was open."""
+        if self.listener.protocol is Protocol.TCP or self.early_answer:
             self.abort(Reason.BACKEND_RESET)
             return
         self.end_with(Reason.BACKEND_CLOSED)
@@ -372,9 +413,10 @@ class Connection:
     def _open(self) -> None:
         worker = self.worker
         worker.view[Counter.RELAYED_CLIENT] += self.early_in
+        worker.view[Counter.RELAYED_BACKEND] += self.early_answer - len(self.held_answer)
         self._schedule_check()
         splicer = worker.splicer
-        if splicer is None:
+        if splicer is None or self._answer_ended or self.held_answer:
             self.on(Event.REFUSED)
             return
         try:
@@ -393,8 +435,10 @@ class Connection:
         pair.start()
 
     def _relay(self) -> None:
-        # splice(2) gets nothing out of a socket that is in the map already
-        pair = RelayedPair(self, copy=self.splicer_index >= 0)
+        # splice(2) gets nothing out of a socket that is in the map already; and for what is left
+        # of an answer that has ended, or had no room, a pipe is not worth it
+        copy = self.splicer_index >= 0 or self._answer_ended or bool(self.held_answer)
+        pair = RelayedPair(self, copy=copy)
         self.pair = pair
         self.worker.view[Counter.RELAYS] += 1
         self._note_open()

@@ -14,6 +14,7 @@ Facts that shape it:
 from __future__ import annotations
 
 import errno
+import gc
 import logging
 import os
 import select
@@ -43,6 +44,7 @@ EVENT_BATCH = 512
 SCRATCH = 8 * 1024 * 1024  # bytes; what a receive buffer holds at the most, usually
 FIRST_READ = 64 * 1024  # bytes of one read before the pair is open
 SHED_BATCH = 64  # connections reset at a time when descriptors run out
+GC_THRESHOLD = 50_000  # objects made and not freed, until cycles are looked for
 PAUSE = 0.1  # seconds without accepting when the system has no memory for a socket
 
 DRAINED = 0
@@ -418,4 +420,9 @@ def run(setup: WorkerSetup) -> int:
     0: every connection ended by itself. 3: some were reset, on a second signal. 1: the supervisor
     was gone.
     """
-    return Worker(setup).run()
+    worker = Worker(setup)
+    # What a connection is made of is freed by its reference counts; what lives as long as the
+    # worker need not be looked at again and again.
+    gc.freeze()
+    gc.set_threshold(GC_THRESHOLD)
+    return worker.run()

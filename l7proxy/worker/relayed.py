@@ -2,11 +2,16 @@
 
 EPOLLHUP cannot be masked and stays while a socket is shut both ways, so open pairs are watched
 edge-triggered. Each edge is followed up until EAGAIN, or until `Want.TURN` asks for another turn.
+
+Urgent data is refused, as in a spliced pair. TCP takes that byte out of the stream, unless told to
+leave it there: so it is left there (SO_OOBINLINE), lest one that is read before epoll told of it be
+lost without a word.
 """
 
 from __future__ import annotations
 
 import select
+import socket
 from typing import TYPE_CHECKING, Protocol
 
 from l7proxy.datapath.relay import Channel, SinkBroken, SourceBroken, Want
@@ -21,7 +26,7 @@ if TYPE_CHECKING:
 RELAYED = (Counter.RELAYED_CLIENT, Counter.RELAYED_BACKEND)
 """The counter of what user space moved, by the side that it came from."""
 
-_MASK = select.EPOLLIN | select.EPOLLOUT | select.EPOLLRDHUP | select.EPOLLET
+_MASK = select.EPOLLIN | select.EPOLLPRI | select.EPOLLOUT | select.EPOLLRDHUP | select.EPOLLET
 
 
 class OpenPair(Protocol):
@@ -65,7 +70,9 @@ class RelayedPair:
         self.datapath = Datapath.COPY if copy else relays.datapath
         channels: tuple[Channel, Channel]
         if self.datapath is Datapath.COPY:
-            channels = (relays.copy(client, backend), relays.copy(backend, client))
+            answer = relays.copy(backend, client)
+            answer.hold(connection.held_answer)
+            channels = (relays.copy(client, backend), answer)
         else:
             client.setblocking(False)
             channels = (relays.splice2(client, backend), relays.splice2(backend, client))
@@ -73,6 +80,7 @@ class RelayedPair:
         self._wants = [Want.READ, Want.READ]
         self._stuck: list[float | None] = [None, None]  # since when a sink has had no room
         self._active = connection.worker.now
+        backend.setsockopt(socket.SOL_SOCKET, socket.SO_OOBINLINE, 1)  # the client's has it
         connection.watch(client, _MASK)
         connection.watch(backend, _MASK)
 
@@ -80,6 +88,9 @@ class RelayedPair:
         """See `OpenPair.ready`."""
         if mask & select.EPOLLERR:
             self._connection.broken(side)
+            return
+        if mask & select.EPOLLPRI:
+            self._connection.abort(Reason.URGENT_DATA)
             return
         if mask & ~select.EPOLLOUT:
             self._pump(side)
@@ -134,12 +145,13 @@ class RelayedPair:
 
     def moved(self) -> tuple[int, int, int, int]:
         """See `OpenPair.moved`."""
-        early = self._connection.early_in
-        return early + self._channels[0].written, self._channels[1].written, 0, 0
+        connection, (up, down) = self._connection, self._channels
+        answered = connection.early_answer - len(connection.held_answer)
+        return connection.early_in + up.written, answered + down.written, 0, 0
 
     def silent(self) -> bool:
         """See `OpenPair.silent`."""
-        return self._channels[Side.BACKEND].taken == 0
+        return not self._connection.early_answer and not self._channels[Side.BACKEND].taken
 
     def close(self) -> None:
         """See `OpenPair.close`."""

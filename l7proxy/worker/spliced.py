@@ -61,7 +61,11 @@ class SplicedPair:
         self.datapath = Datapath.SOCKMAP
         self.connection = connection
         self._splicer = splicer
-        self._ledgers = (Ledger(connection.early_in, connection.early_out), Ledger())
+        answer = connection.early_answer
+        self._ledgers = (
+            Ledger(connection.early_in, connection.early_out),
+            Ledger(answer, answer),
+        )
         self._overflows: list[Overflow | None] = [None, None]
         self._stuck: list[float | None] = [None, None]  # since when a sink has had no room
         self._delay = RETRY_FIRST
@@ -128,8 +132,11 @@ class SplicedPair:
             # TCP_INFO takes the source's lock: a verdict that ran before is visible after it, and
             # one that runs after it sees the `relayed` that was stored before. So `passed` is read
             # after it; else a first pass could slip between our store and our read, unannounced.
+            # `redirected` is read last: it stands still once bytes are passed. Read first, it could
+            # miss what was redirected just before that pass, and user space would overtake it.
             received = tcp_info(source).bytes_received
-            ledger.read_kernel(self._splicer.redirected(index), self._splicer.passed(index))
+            passed = self._splicer.passed(index)
+            ledger.read_kernel(self._splicer.redirected(index), passed)
             queued = tcp_info(sink).queued
             step = ledger.step(fin=fin, received=received, queued=queued)
             if step is Step.FLOW:
@@ -218,6 +225,8 @@ class SplicedPair:
     def silent(self) -> bool:
         """See `OpenPair.silent`."""
         index = self.index + Side.BACKEND
+        if self._ledgers[Side.BACKEND].early_in:
+            return False
         return self._splicer.redirected(index) == self._splicer.passed(index) == 0
 
     def close(self) -> None:
