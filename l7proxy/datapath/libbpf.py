@@ -132,29 +132,62 @@ def possible_cpus() -> int:
     return _checked(int(library().libbpf_num_possible_cpus()), "counting CPUs")
 
 
-def explain(code: int, what: str) -> DatapathUnavailable:
-    """The exception for errno `code` while doing `what`, with the remedy and libbpf's log."""
+class ProgramRefused(DatapathUnavailable):
+    """This kernel does not take this program; it may take another one of the same object."""
+
+
+# Nothing that another program would change.
+_NOT_THE_PROGRAM = (errno.EPERM, errno.ENOMEM, errno.ENOSYS, errno.EMFILE, errno.ENFILE)
+
+
+def explain(
+    code: int, what: str, kind: type[DatapathUnavailable] = DatapathUnavailable
+) -> DatapathUnavailable:
+    """The exception for errno `code` while doing `what`, with the remedy and libbpf's log.
+
+    bpf() answers EPERM where a capability is missing. EACCES and EINVAL are the verifier's (or a
+    security module's) and come to root as well.
+    """
+    name = errno.errorcode.get(code, str(code))
     reason, remedy = f"{what}: {os.strerror(code)}", ""
-    if code in (errno.EPERM, errno.EACCES):
-        reason, remedy = f"{what}: not permitted ({errno.errorcode[code]})", _CAPABILITIES
+    if code == errno.EPERM:
+        reason, remedy = f"{what}: not permitted ({name})", _CAPABILITIES
     elif code == errno.ENOSYS:
         remedy = "the kernel is built without CONFIG_BPF_SYSCALL"
     elif code == errno.ENOMEM:
         remedy = "the kernel has no memory for the maps: fewer workers or connections"
     elif not os.path.exists(BTF_PATH):
         remedy = f"{BTF_PATH} is missing: the kernel needs CONFIG_DEBUG_INFO_BTF=y"
+    elif issubclass(kind, ProgramRefused) and code not in _NOT_THE_PROGRAM:
+        reason = f"{what}: this kernel refuses the program ({name})"
+        remedy = "use Linux 6.1 or later; without CAP_PERFMON every kernel refuses it"
     elif code in (errno.EINVAL, errno.ESRCH, errno.ENOENT, errno.EOPNOTSUPP):
         remedy = "this kernel lacks what the program needs: Linux 6.1 or later"
-    log = [line for line in _log if line]
+    if said := _summary(_log):
+        reason += f" [{said}]"
     _log.clear()
-    if log:
-        reason += f" [{log[0]}]" if len(log) == 1 else f" [{log[0]} ... {log[-1]}]"
-    return DatapathUnavailable(reason, remedy)
+    if code in _NOT_THE_PROGRAM:
+        kind = DatapathUnavailable
+    return kind(reason, remedy)
 
 
-def _checked(result: int, what: str) -> int:
+def _summary(log: list[str]) -> str:
+    """One line out of what libbpf said: the verifier's own verdict if there is one."""
+    lines = [line for text in log for line in text.splitlines() if line.strip()]
+    for at, line in enumerate(lines):
+        if line.endswith("-- END PROG LOAD LOG --"):
+            told = [one for one in lines[:at] if not one.startswith("processed ")]
+            return told[-1].strip() if told else lines[0]
+    if len(lines) < 2:
+        return "".join(lines)
+    return f"{lines[0]} ... {lines[-1]}"
+
+
+def _checked(
+    result: int, what: str, kind: type[DatapathUnavailable] = DatapathUnavailable
+) -> int:
     if result < 0:
-        raise explain(-result, what)
+        raise explain(-result, what, kind)
     return result
 
 
@@ -204,8 +237,9 @@ class BpfObject:
         )
 
     def load(self) -> None:
-        """Create the maps and have the kernel verify the programs."""
-        _checked(self._lib.bpf_object__load(self._object), "loading the BPF program")
+        """Create the maps and have the kernel verify the programs. Raises `ProgramRefused`."""
+        result = self._lib.bpf_object__load(self._object)
+        _checked(result, "loading the BPF program", ProgramRefused)
         _log.clear()
 
     def map_fd(self, name: str) -> int:

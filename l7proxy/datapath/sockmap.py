@@ -295,7 +295,7 @@ def _load(
     image: bytes, pairs: int, limits: VerdictLimits, program: str | None
 ) -> tuple[libbpf.BpfObject, str]:
     """Load with the first of the programs that this kernel takes; returns which one."""
-    refused: DatapathUnavailable | None = None
+    refusals: dict[str, libbpf.ProgramRefused] = {}
     for name in (program,) if program else PROGRAMS:
         bpf = libbpf.BpfObject(image)
         try:
@@ -308,13 +308,16 @@ def _load(
             bpf.set_constants(limits.pack())
             bpf.load()
             bpf.attach_verdict(name, "socks")
-        except DatapathUnavailable as error:
+        except libbpf.ProgramRefused as refusal:
             bpf.close()
-            refused = refused or error
+            refusals[name] = refusal
             continue
+        except DatapathUnavailable:
+            bpf.close()
+            raise
         return bpf, name
-    assert refused is not None
-    raise refused
+    told = "; ".join(f"{name}: {refusal.reason}" for name, refusal in refusals.items())
+    raise libbpf.ProgramRefused(told, next(iter(refusals.values())).remedy)
 
 
 def _ring_bytes(directions: int) -> int:

@@ -217,7 +217,7 @@ class SplicedPair:
         up, down = self._ledgers
         return (
             up.early_in + kernel_in + up.written,
-            kernel_out + down.written,
+            down.early_in + kernel_out + down.written,
             kernel_in,
             kernel_out,
         )
