@@ -75,6 +75,7 @@ _SIGNATURES: dict[str, tuple[type | None, list[type]]] = {
         [ctypes.c_int, ctypes.c_void_p, ctypes.c_void_p, ctypes.c_uint64],
     ),
     "bpf_map_delete_elem": (ctypes.c_int, [ctypes.c_int, ctypes.c_void_p]),
+    "bpf_map_get_next_key": (ctypes.c_int, [ctypes.c_int, ctypes.c_void_p, ctypes.c_void_p]),
     "ring_buffer__new": (
         ctypes.c_void_p,
         [ctypes.c_int, _SAMPLE, ctypes.c_void_p, ctypes.c_void_p],
@@ -121,6 +122,20 @@ def map_calls() -> tuple[Callable[..., int], Callable[..., int]]:
     return calls
 
 
+def clear(map_fd: int) -> None:
+    """Delete all entries of a hash map whose keys are `u64`. Raises OSError."""
+    lib = library()
+    here, after = ctypes.c_uint64(), ctypes.c_uint64()
+    result: int = lib.bpf_map_get_next_key(map_fd, None, ctypes.byref(here))
+    while result == 0:
+        # The next key is asked for first: from a key that is gone, the search starts anew.
+        result = lib.bpf_map_get_next_key(map_fd, ctypes.byref(here), ctypes.byref(after))
+        lib.bpf_map_delete_elem(map_fd, ctypes.byref(here))
+        here.value = after.value
+    if result != -errno.ENOENT:
+        raise OSError(-result, os.strerror(-result))
+
+
 def version() -> str:
     """The library's version, such as `v1.1`. Raises `DatapathUnavailable`."""
     text: bytes = library().libbpf_version_string()
@@ -159,10 +174,10 @@ def explain(
     elif not os.path.exists(BTF_PATH):
         remedy = f"{BTF_PATH} is missing: the kernel needs CONFIG_DEBUG_INFO_BTF=y"
     elif issubclass(kind, ProgramRefused) and code not in _NOT_THE_PROGRAM:
-        reason = f"{what}: this kernel refuses the program ({name})"
-        remedy = "use Linux 6.1 or later; without CAP_PERFMON every kernel refuses it"
+        reason = f"this kernel refuses the program ({name})"
+        remedy = "use Linux 6.12 or later; without CAP_PERFMON every kernel refuses it"
     elif code in (errno.EINVAL, errno.ESRCH, errno.ENOENT, errno.EOPNOTSUPP):
-        remedy = "this kernel lacks what the program needs: Linux 6.1 or later"
+        remedy = "this kernel lacks what the program needs: Linux 6.12 or later"
     if said := _summary(_log):
         reason += f" [{said}]"
     _log.clear()
@@ -183,9 +198,7 @@ def _summary(log: list[str]) -> str:
     return f"{lines[0]} ... {lines[-1]}"
 
 
-def _checked(
-    result: int, what: str, kind: type[DatapathUnavailable] = DatapathUnavailable
-) -> int:
+def _checked(result: int, what: str, kind: type[DatapathUnavailable] = DatapathUnavailable) -> int:
     if result < 0:
         raise explain(-result, what, kind)
     return result

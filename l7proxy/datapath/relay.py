@@ -199,6 +199,8 @@ class Splice2Channel:
             except OSError as error:
                 raise SourceBroken(str(error)) from error
             if n == 0:
+                if self._is_at_urgent_data():
+                    return Want.READ
                 self.ended = True
                 return Want.END
             self.taken += n
@@ -206,6 +208,19 @@ class Splice2Channel:
             if not self._drain_pipe():
                 return Want.WRITE
         return Want.TURN
+
+    def _is_at_urgent_data(self) -> bool:
+        """Whether splice(2) said 0 because urgent data comes next: epoll tells of that (EPOLLPRI).
+
+        `tcp_read_sock` stops there, and `tcp_splice_read` takes having read nothing for the end
+        once the FIN has come. A stream that was cut there would look complete.
+        """
+        try:
+            return bool(self._source.recv(1, socket.MSG_PEEK | _DONTWAIT))
+        except BlockingIOError:
+            return False
+        except OSError as error:
+            raise SourceBroken(str(error)) from error
 
     def _drain_pipe(self) -> bool:
         """Write what the pipe holds. Whether it is empty now."""
@@ -239,9 +254,14 @@ class Relays:
         self._pool = PipePool()
         self.datapath = Datapath.COPY if datapath is Datapath.COPY else Datapath.SPLICE2
 
-    def copy(self, source: socket.socket, sink: socket.socket) -> CopyChannel:
-        """A copying channel from `source` to `sink`."""
-        return CopyChannel(source, sink, self._buffer)
+    def copy(
+        self, source: socket.socket, sink: socket.socket, after: Channel | None = None
+    ) -> CopyChannel:
+        """A copying channel from `source` to `sink`; its counts go on where `after` ended."""
+        channel = CopyChannel(source, sink, self._buffer)
+        if after is not None:
+            channel.taken, channel.written = after.taken, after.written
+        return channel
 
     def splice2(self, source: socket.socket, sink: socket.socket) -> Splice2Channel:
         """A splice(2) channel. Both sockets must be non-blocking."""

@@ -106,13 +106,20 @@ class Splicer:
         self._cookies: dict[int, tuple[int, int]] = {}
 
     def start(self) -> None:
-        """Map the accounts and the ring. In the worker; needs the descriptors, no capability."""
+        """Map the accounts and the ring. In the worker; needs the descriptors, no capability.
+
+        A worker that was killed leaves its cookies and its unread events. Its sockets are closed,
+        so its slots are empty; a direction is zeroed when its index is used again.
+        """
         self._directions = mmap.mmap(
             self._bpf.map_fd("directions"), _pages(2 * self.pairs * _DIRECTION_WORDS * 8)
         )
         self._words = memoryview(self._directions).cast("Q")
         self._blank = memoryview(bytes(2 * _DIRECTION_WORDS * 8)).cast("Q")
         self._ring = libbpf.Ring(self.event_fd)
+        self._ring.consume()
+        libbpf.clear(self._index_fd)
+        self._cookies.clear()
         self._free = list(range(2 * self.pairs - 2, -2, -2))
         self._prepare_calls()
 

@@ -34,7 +34,11 @@ def limit_receive(sock: socket.socket, size: int) -> None:
 
 
 def limit_window(sock: socket.socket, size: int) -> None:
-    """Let the other end send at most `size` bytes ahead. Lasts only with `limit_receive`."""
+    """Let the other end send at most `size` bytes ahead; what it was offered before stays offered.
+
+    Lasts only with `limit_receive`, and until segments come with another overhead than those before
+    (`tcp_measure_rcv_mss` then sets the clamp to what the receive buffer allows).
+    """
     sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_WINDOW_CLAMP, size)
 
 

@@ -12,7 +12,7 @@ import socket
 
 from l7proxy.errors import StartupError
 from l7proxy.model import Address, Listener, Policy
-from l7proxy.net.dial import reset_on_close, watch_for_dead_end
+from l7proxy.net.dial import keep_urgent_inline, reset_on_close, watch_for_dead_end
 
 BACKLOG = 4096  # the kernel cuts it to net.core.somaxconn
 
@@ -69,10 +69,9 @@ def _prepare_accepted(sock: socket.socket) -> None:
 
     A connection takes its options over as its handshake completes (`sk_clone_lock`), which can be
     before the first worker runs. Without SO_LINGER {1, 0} from then on, a worker that is killed
-    would end a stream cleanly in its middle. Without SO_OOBINLINE a byte of a first request that is
-    sent as urgent would be taken out of the stream: one that TCP counts and nobody ever reads.
+    would end a stream cleanly in its middle.
     """
-    sock.setsockopt(socket.SOL_SOCKET, socket.SO_OOBINLINE, 1)
+    keep_urgent_inline(sock)
     sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     reset_on_close(sock)
     watch_for_dead_end(sock)

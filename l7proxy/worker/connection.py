@@ -376,8 +376,11 @@ class Connection:
             self.backend = None
 
     def set_deadline(self, seconds: float) -> None:
-        """Have `on_deadline` called in `seconds`, in place of any earlier deadline."""
-        self.worker.calendar.set(self, self.worker.now + seconds)
+        """Have `on_deadline` called in `seconds`, in place of any earlier deadline; 0: never."""
+        if seconds:
+            self.worker.calendar.set(self, self.worker.now + seconds)
+        else:
+            self.worker.calendar.cancel(self)
 
     @property
     def client_host(self) -> str:

@@ -185,9 +185,9 @@ class Worker:
             if self._log.pending:
                 self._log.flush()
                 self._count_dropped()
-            if self._stops != seen_stops:
+            while seen_stops < self._stops:  # two may have come in one turn
                 self._stop(first=seen_stops == 0)
-                seen_stops = self._stops
+                seen_stops += 1
             if seen_stops and not self._connections and self._exit is None:
                 self._exit = DRAINED
         self._close_graves()
@@ -239,8 +239,11 @@ class Worker:
                 self._guard_call(connection, connection.pair.again)
 
     def look_again(self, connection: Connection, delay: float) -> None:
-        """Have the connection's pair looked at again in `delay` seconds."""
-        connection.retry_at = self.now + delay
+        """Have the connection's pair looked at again in `delay` seconds, or sooner."""
+        when = self.now + delay
+        if connection in self._soon:  # its other direction may be in more of a hurry
+            when = min(when, connection.retry_at)
+        connection.retry_at = when
         self._soon.add(connection)
 
     # ---- accepting
@@ -280,13 +283,17 @@ class Worker:
         if error.errno in (errno.EMFILE, errno.ENFILE):
             self._shed(listener)
         elif error.errno in (errno.ENOBUFS, errno.ENOMEM):
-            self.unregister(listener.sock.fileno())
-            self.calendar.set(listener, self.now + PAUSE)
+            self._pause(listener)
         # the rest are errors of that one connection (accept(2): ECONNABORTED, EPROTO, ...)
+
+    def _pause(self, listener: OpenListener) -> None:
+        self.unregister(listener.sock.fileno())
+        self.calendar.set(listener, self.now + PAUSE)
 
     def _shed(self, listener: OpenListener) -> None:
         """Reset what waits, with the descriptor that is kept in reserve for this."""
-        os.close(self._reserve)
+        if self._reserve >= 0:
+            os.close(self._reserve)
         shed = 0
         try:
             while shed < SHED_BATCH:
@@ -295,7 +302,11 @@ class Worker:
                 shed += 1
         except OSError:
             pass
-        self._reserve = os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            self._reserve = os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC)
+        except OSError:  # ENFILE: another process was quicker
+            self._reserve = -1
+            self._pause(listener)
         if shed:
             log.warning(event("out of descriptors", listener=listener.name, reset=shed))
 

@@ -3,15 +3,13 @@
 EPOLLHUP cannot be masked and stays while a socket is shut both ways, so open pairs are watched
 edge-triggered. Each edge is followed up until EAGAIN, or until `Want.TURN` asks for another turn.
 
-Urgent data is refused, as in a spliced pair. TCP takes that byte out of the stream, unless told to
-leave it there: so it is left there (SO_OOBINLINE), lest one that is read before epoll told of it be
-lost without a word.
+Urgent data is refused, as in a spliced pair. An urgent byte that was read before epoll told of it
+went on as data (`keep_urgent_inline`): nothing is lost without a word.
 """
 
 from __future__ import annotations
 
 import select
-import socket
 from typing import TYPE_CHECKING, Protocol
 
 from l7proxy.datapath.relay import Channel, SinkBroken, SourceBroken, Want
@@ -59,7 +57,15 @@ class OpenPair(Protocol):
 class RelayedPair:
     """A pair whose bytes user space moves for its whole life."""
 
-    __slots__ = ("_active", "_channels", "_connection", "_stuck", "_wants", "datapath")
+    __slots__ = (
+        "_active",
+        "_answered",
+        "_channels",
+        "_connection",
+        "_stuck",
+        "_wants",
+        "datapath",
+    )
 
     def __init__(self, connection: Connection, *, copy: bool) -> None:
         """Relay by copying if `copy`, else as the worker's datapath says."""
@@ -67,20 +73,21 @@ class RelayedPair:
         client, backend = connection.client, connection.backend
         assert backend is not None
         relays = connection.worker.relays
+        self._answered = connection.early_answer - len(connection.held_answer)
         self.datapath = Datapath.COPY if copy else relays.datapath
-        channels: tuple[Channel, Channel]
+        channels: list[Channel]
         if self.datapath is Datapath.COPY:
             answer = relays.copy(backend, client)
             answer.hold(connection.held_answer)
-            channels = (relays.copy(client, backend), answer)
+            connection.held_answer = b""
+            channels = [relays.copy(client, backend), answer]
         else:
             client.setblocking(False)
-            channels = (relays.splice2(client, backend), relays.splice2(backend, client))
+            channels = [relays.splice2(client, backend), relays.splice2(backend, client)]
         self._channels = channels
         self._wants = [Want.READ, Want.READ]
         self._stuck: list[float | None] = [None, None]  # since when a sink has had no room
         self._active = connection.worker.now
-        backend.setsockopt(socket.SOL_SOCKET, socket.SO_OOBINLINE, 1)  # the client's has it
         connection.watch(client, _MASK)
         connection.watch(backend, _MASK)
 
@@ -117,8 +124,11 @@ class RelayedPair:
         except SinkBroken:
             connection.broken(side.other)
             return
-        except OSError:  # no pipe to be had
-            connection.abort(Reason.DESCRIPTORS)
+        except OSError:  # no pipe to be had, so none is held: copying needs no descriptor
+            self._channels[side] = connection.worker.relays.copy(
+                connection.end(side), connection.end(side.other), after=channel
+            )
+            self._pump(side)
             return
         self._wants[side] = want
         if channel.written != before:
@@ -145,9 +155,8 @@ class RelayedPair:
 
     def moved(self) -> tuple[int, int, int, int]:
         """See `OpenPair.moved`."""
-        connection, (up, down) = self._connection, self._channels
-        answered = connection.early_answer - len(connection.held_answer)
-        return connection.early_in + up.written, answered + down.written, 0, 0
+        up, down = self._channels
+        return self._connection.early_in + up.written, self._answered + down.written, 0, 0
 
     def silent(self) -> bool:
         """See `OpenPair.silent`."""
