@@ -189,6 +189,7 @@ def explain(
 def _summary(log: list[str]) -> str:
     """One line out of what libbpf said: the verifier's own verdict if there is one."""
     lines = [line for text in log for line in text.splitlines() if line.strip()]
+    lines = [line for line in lines if not line.startswith("libbpf: failed to load object")]
     for at, line in enumerate(lines):
         if line.endswith("-- END PROG LOAD LOG --"):
             told = [one for one in lines[:at] if not one.startswith("processed ")]
