@@ -8,13 +8,14 @@ import json
 import os
 import re
 import select
+import shutil
 import signal
 import socket
 import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -76,8 +77,10 @@ def policy(tmp_path: Path, backend: int) -> str:
 class Running:
     """`l7proxy run`, from its `ready` line on."""
 
-    def __init__(self, policy: str, *arguments: str, **options: Any) -> None:
-        self.arguments = [*L7PROXY, "run", policy, "--workers", "2", *arguments]
+    def __init__(
+        self, policy: str, *arguments: str, prefix: Sequence[str] = (), **options: Any
+    ) -> None:
+        self.arguments = [*prefix, *L7PROXY, "run", policy, "--workers", "2", *arguments]
         self.options = options
         self.log = ""
 
@@ -368,6 +371,8 @@ def refused(address: tuple[str, int]) -> bool:
             socket.create_connection(address, 5).close()
         except ConnectionRefusedError:
             return True
+        except ConnectionResetError:
+            pass  # a worker took it and then closed; others may listen still
         time.sleep(0.02)
     return False
 
@@ -393,6 +398,26 @@ def test_what_does_not_end_is_reset(tmp_path: Path, policy: str, seconds: str, a
         code, records = proxy.ended()
     assert code == 3
     assert [record["reason"] for record in records] == ["drain_deadline"]
+
+
+@pytest.mark.skipif(
+    os.geteuid() != 0 or shutil.which("setpriv") is None, reason="needs root and setpriv"
+)
+def test_root_that_may_not_signal_its_workers_still_ends_them(policy: str) -> None:
+    """As in a container with `--cap-drop ALL`: workers are another user's, and CAP_KILL is gone."""
+    tied = ["setpriv", "--bounding-set=-kill", "--"]
+    with Running(policy, "--datapath", "copy", prefix=tied) as proxy:
+        with socket.create_connection(proxy.address("raw"), 10) as client:
+            client.sendall(b"x")
+            assert client.recv(1) == b"x"
+            proxy.process.send_signal(signal.SIGTERM)
+            with pytest.raises(ConnectionResetError):
+                client.recv(1)
+        code, _ = proxy.ended()
+    assert code == 3
+    assert "not permitted to signal a worker" in proxy.log
+    assert "--cap-add KILL" in proxy.log
+    assert "Traceback" not in proxy.log
 
 
 def rights(pid: int) -> dict[str, str]:

@@ -1,0 +1,220 @@
+"""`l7proxy run` as a process of its own, started as a user starts it, and watched.
+
+`Proxy` writes a policy, starts the command, and waits until it is ready. `stop` wants a clean exit
+and a log without a traceback; whatever happens, no process is left when the `with` block ends.
+Nothing here waits without a limit.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import http.client
+import json
+import os
+import re
+import resource
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+DATAPATHS = (pytest.param("sockmap", marks=pytest.mark.kernel), "splice2", "copy")
+"""For `pytest.mark.parametrize("datapath", DATAPATHS)`: all of them, sockmap where it is."""
+
+START = 30.0  # seconds; two cores may be busy with other things
+PATIENCE = 10.0  # seconds that anything else may take
+
+ALARM = re.compile(r"Traceback|internal error|crashed|Exception", re.IGNORECASE)
+"""What the operational log of a healthy proxy never says."""
+
+
+def until(true: Callable[[], Any], what: str, seconds: float = PATIENCE) -> Any:
+    """Poll until `true()` is true, and return what it answered; fails the test after `seconds`."""
+    deadline = time.monotonic() + seconds
+    while not (answer := true()):
+        assert time.monotonic() < deadline, f"not within {seconds:g} s: {what}"
+        time.sleep(0.01)
+    return answer
+
+
+class _UnixConnection(http.client.HTTPConnection):
+    def __init__(self, path: str) -> None:
+        super().__init__("localhost", timeout=PATIENCE)
+        self._path = path
+
+    def connect(self) -> None:
+        self.sock = socket.socket(socket.AF_UNIX)
+        self.sock.settimeout(PATIENCE)
+        self.sock.connect(self._path)
+
+
+class Proxy:
+    """`l7proxy run` while the `with` block is open.
+
+    `files` is the limit of open descriptors that it is started with.
+    """
+
+    def __init__(
+        self,
+        policy: str,
+        datapath: str,
+        *,
+        workers: int = 1,
+        drain_seconds: float = 30.0,
+        files: int | None = None,
+    ) -> None:
+        self.directory = Path(tempfile.mkdtemp(prefix="l7proxy-"))
+        self.datapath = datapath
+        self._files = files
+        self._policy = self.directory / "policy.yaml"
+        self._policy.write_text(policy)
+        self._log = self.directory / "stderr"
+        self._access = self.directory / "access.log"
+        self._admin = self.directory / "admin.sock"
+        self._arguments = [
+            "run",
+            str(self._policy),
+            f"--workers={workers}",
+            f"--datapath={datapath}",
+            f"--admin=unix:{self._admin}",
+            f"--access-log={self._access}",
+            f"--drain-seconds={drain_seconds:g}",
+        ]
+        self._stats_seen: dict[str, Any] = {}
+
+    # ---- start and end
+
+    def __enter__(self) -> Proxy:
+        with self._log.open("wb") as log:
+            self.process = subprocess.Popen(
+                [sys.executable, "-m", "l7proxy", *self._arguments],
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.DEVNULL,
+                stderr=log,
+                preexec_fn=self._limit_files if self._files else None,
+            )
+        try:
+            until(self._is_ready, "l7proxy is ready", START)
+        except BaseException:
+            self._kill()
+            raise
+        return self
+
+    def _limit_files(self) -> None:
+        assert self._files is not None
+        resource.setrlimit(resource.RLIMIT_NOFILE, (self._files, self._files))
+
+    def _is_ready(self) -> bool:
+        code = self.process.poll()
+        assert code is None, f"l7proxy exited with {code}:\n{self.log()}"
+        return " ready " in self.log()
+
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
+        if error is not None:
+            error.add_note(f"l7proxy said:\n{self.log()}")
+        self._kill()
+        if error is None:
+            shutil.rmtree(self.directory, ignore_errors=True)
+
+    def _kill(self) -> None:
+        """End what still runs; workers leave by themselves when their supervisor is gone."""
+        if self.process.poll() is None:
+            self.process.kill()
+        self.process.wait(PATIENCE)
+
+    def signal(self, number: signal.Signals) -> None:
+        """Send a signal to the supervisor."""
+        self.process.send_signal(number)
+
+    def wait(self, seconds: float = PATIENCE) -> int:
+        """The exit code, once it has ended; its log must be clean."""
+        try:
+            code = self.process.wait(seconds)
+        except subprocess.TimeoutExpired:
+            raise AssertionError(f"l7proxy still runs after {seconds:g} s:\n{self.log()}") from None
+        self.check_log()
+        return code
+
+    def stop(self, code: int = 0) -> None:
+        """SIGTERM; wants this exit code and a clean log."""
+        self.signal(signal.SIGTERM)
+        found = self.wait()
+        assert found == code, f"exit code {found} and not {code}:\n{self.log()}"
+
+    # ---- what it tells
+
+    def log(self) -> str:
+        """What it wrote to standard error."""
+        return self._log.read_text(errors="replace")
+
+    def check_log(self) -> None:
+        """Fail if the log tells of a bug."""
+        assert not ALARM.search(self.log()), self.log()
+
+    def address(self, listener: str) -> tuple[str, int]:
+        """Where a listener really listens."""
+        found = re.search(rf"listening name={listener} address=\[?([^\s\]]+)\]?:(\d+) ", self.log())
+        assert found, self.log()
+        return found[1], int(found[2])
+
+    def stats(self) -> dict[str, Any]:
+        """`GET /stats`."""
+        connection = _UnixConnection(str(self._admin))
+        with contextlib.closing(connection):
+            connection.request("GET", "/stats")
+            found: dict[str, Any] = json.loads(connection.getresponse().read())
+        return found
+
+    def settled(self, seconds: float = PATIENCE) -> dict[str, Any]:
+        """The statistics once no connection is left."""
+
+        def quiet() -> dict[str, Any] | None:
+            stats = self.stats()
+            return None if stats["connections"]["active"] else stats
+
+        found: dict[str, Any] = until(quiet, "no connection is left", seconds)
+        return found
+
+    def records(self) -> list[dict[str, Any]]:
+        """The access log: one object for each connection that has ended."""
+        whole, _, _ = self._access.read_text().rpartition("\n")
+        return [json.loads(line) for line in whole.splitlines()]
+
+    def record(self, port: int, seconds: float = PATIENCE) -> dict[str, Any]:
+        """The record of the latest connection that came from this port of a client."""
+
+        def latest() -> dict[str, Any] | None:
+            ends = (r for r in reversed(self.records()) if r["client"].endswith(f":{port}"))
+            return next(ends, None)
+
+        found: dict[str, Any] = until(latest, f"a record of client port {port}", seconds)
+        return found
+
+    # ---- its processes
+
+    @property
+    def workers(self) -> list[int]:
+        """Process ids of the workers."""
+        pid = self.process.pid
+        return [
+            int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+        ]
+
+
+def cpu_seconds(pid: int) -> float:
+    """Processor time that a process has used, in user space and in the kernel."""
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
+def resident(pid: int) -> int:
+    """Bytes of memory that a process has to itself or shares."""
+    return int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
