@@ -177,7 +177,7 @@ class Supervisor:
         lost = self._on_exit(slot.number)
         if self.draining:
             self._reset |= lost > 0 or code == EXIT_RESET
-            expected = hung_up or code in (0, EXIT_RESET, -signal.SIGTERM)
+            expected = hung_up or code in (0, EXIT_RESET, -process.STOP)
             level = logging.DEBUG if expected else logging.ERROR
         else:
             level = logging.ERROR
@@ -234,7 +234,7 @@ class Supervisor:
             )
         )
         self._on_drain()
-        self._signal_all(signal.SIGTERM)
+        self._signal_all(process.STOP)
         deadline = time.monotonic() + self._drain_seconds
         while self.running and self._stop_signals < 2:
             left = deadline - time.monotonic()
@@ -258,10 +258,10 @@ class Supervisor:
         log.info(event("stopped", connections_reset="yes" if self._reset else "no"))
 
     async def _insist(self) -> None:
-        """A second SIGTERM makes a worker reset what it has left; after that, SIGKILL."""
+        """A second `process.STOP` makes a worker reset what it has left; after that, SIGKILL."""
         end = time.monotonic() + self._reset_seconds
         while self.running and time.monotonic() < end:
-            self._signal_all(signal.SIGTERM)
+            self._signal_all(process.STOP)
             await self._until(lambda: not self.running, min(_INSIST, self._reset_seconds))
 
     async def _end_all(self) -> None:

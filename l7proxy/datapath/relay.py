@@ -1,12 +1,12 @@
 """Moving the bytes of one direction in user space: by splice(2) through a pipe, or by copying.
 
-This is what l7proxy falls back to where the kernel does not take a pair, and (`CopyChannel`) how it
-takes over for a moment when a receiver is slower than its sender.
+This is what l7proxy falls back to where the kernel does not take a pair. (When the receiver of a
+spliced pair is slower than its sender, `worker.overflow` takes over, without a channel.)
 
 Facts, and what follows:
 
 - splice(2) from a socket that sits in a SOCKMAP answers EAGAIN while passed data waits there
-  (`tcp_bpf` has no splice_read of its own): overflow is always relayed by `CopyChannel`.
+  (`tcp_bpf` has no splice_read of its own): what the kernel took by half is copied.
 - A pipe holds bytes between the two calls, so an idle direction must not own one: descriptors are
   the scarce thing. Pipes come from a pool and go back as soon as they are empty.
 - Both channels are bounded: one buffer, or one pipe. What does not fit stays in the source socket,
@@ -67,7 +67,7 @@ class Channel(Protocol):
 class CopyChannel:
     """recv into a shared buffer, send from it; what the sink did not take is kept."""
 
-    __slots__ = ("_buffer", "_held", "_sink", "_source", "ended", "taken", "written")
+    __slots__ = ("_buffer", "_held", "_sink", "_source", "taken", "written")
 
     def __init__(self, source: socket.socket, sink: socket.socket, buffer: memoryview) -> None:
         """`buffer` is scratch space that all channels of a thread may share."""
@@ -75,7 +75,6 @@ class CopyChannel:
         self._sink = sink
         self._buffer = buffer
         self._held = b""  # taken, not yet written; at most one buffer
-        self.ended = False
         self.taken = 0
         self.written = 0
 
@@ -89,8 +88,6 @@ class CopyChannel:
             return Want.WRITE
         self._held = b""
         for _ in range(TURN):
-            if self.ended:
-                return Want.END
             try:
                 n = self._source.recv_into(self._buffer, 0, _DONTWAIT)
             except BlockingIOError:
@@ -98,7 +95,6 @@ class CopyChannel:
             except OSError as error:
                 raise SourceBroken(str(error)) from error
             if n == 0:
-                self.ended = True
                 return Want.END
             self.taken += n
             if not self._send(self._buffer[:n]):
@@ -163,7 +159,7 @@ class Splice2Channel:
     Both sockets must be non-blocking: splice(2) to a socket looks at the file's O_NONBLOCK.
     """
 
-    __slots__ = ("_in_pipe", "_pipe", "_pool", "_sink", "_source", "ended", "taken", "written")
+    __slots__ = ("_in_pipe", "_pipe", "_pool", "_sink", "_source", "taken", "written")
 
     def __init__(self, source: socket.socket, sink: socket.socket, pool: PipePool) -> None:
         self._source = source
@@ -171,7 +167,6 @@ class Splice2Channel:
         self._pool = pool
         self._pipe: tuple[int, int] | None = None
         self._in_pipe = 0
-        self.ended = False
         self.taken = 0
         self.written = 0
 
@@ -188,8 +183,6 @@ class Splice2Channel:
         if self._in_pipe and not self._drain_pipe():
             return Want.WRITE
         for _ in range(TURN):
-            if self.ended:
-                return Want.END
             if self._pipe is None:
                 self._pipe = self._pool.take()
             try:
@@ -201,7 +194,6 @@ class Splice2Channel:
             if n == 0:
                 if self._is_at_urgent_data():
                     return Want.READ
-                self.ended = True
                 return Want.END
             self.taken += n
             self._in_pipe = n

@@ -11,8 +11,9 @@ The facts, and what follows:
 - Objects of the parent's that own such a descriptor must not be collected in the child, where the
   number may already be another socket's. So the garbage collector is frozen there, and the child
   never returns into the parent's frames: it leaves by `os._exit`.
-- Ctrl-C goes to the whole foreground group, so a child would get SIGINT and then the SIGTERM of its
-  draining parent, which together mean "reset". In a child SIGINT stays blocked: it is the parent's.
+- Ctrl-C goes to the whole foreground group, an init system's SIGTERM to the whole control group.
+  A child that took them for its own would be told twice, once by them and once by its parent, and
+  twice means "reset". In a child both stay blocked; its parent says `STOP`.
 """
 
 from __future__ import annotations
@@ -28,6 +29,7 @@ from l7proxy.errors import L7ProxyError
 
 log = logging.getLogger(__name__)
 
+STOP = signal.SIGUSR1  # the parent's word to a child: end in order; a second time: at once
 EXIT_CRASHED = 70  # of a child whose code raised (sysexits.h: EX_SOFTWARE)
 
 
@@ -51,7 +53,7 @@ def _be_child(body: Callable[[], int], keep: frozenset[int]) -> None:
         _reset_signals()
         for fd in descriptors() - keep:
             close(fd)
-        signal.pthread_sigmask(signal.SIG_SETMASK, (signal.SIGINT,))
+        signal.pthread_sigmask(signal.SIG_SETMASK, (signal.SIGINT, signal.SIGTERM))
         code = body()
     except L7ProxyError as error:
         log.error("worker %d cannot run: %s", os.getpid(), error)

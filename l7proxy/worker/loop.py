@@ -30,6 +30,7 @@ from l7proxy.errors import Reason
 from l7proxy.model import Limits, Listener, Timeouts
 from l7proxy.model import Protocol as ListenerProtocol
 from l7proxy.net import buffers, dial
+from l7proxy.net.process import STOP
 from l7proxy.routing import Router, compile_routers
 from l7proxy.session import State
 from l7proxy.telemetry.counters import Counter
@@ -155,7 +156,7 @@ class Worker:
         wake_in.setblocking(False)
         self._wake_out.setblocking(False)
         signal.set_wakeup_fd(self._wake_out.fileno(), warn_on_full_buffer=False)
-        signal.signal(signal.SIGTERM, self._on_signal)
+        signal.signal(STOP, self._on_signal)
         self.register(wake_in.fileno(), select.EPOLLIN, _Wake(wake_in))
 
     def _on_signal(self, _number: int, _frame: object) -> None:
@@ -426,7 +427,7 @@ class _Wake:
 
 
 def run(setup: WorkerSetup) -> int:
-    """Serve connections until SIGTERM; returns the process's exit code.
+    """Serve connections until `process.STOP`; returns the process's exit code.
 
     0: every connection ended by itself. 3: some were reset, on a second signal. 1: the supervisor
     was gone.

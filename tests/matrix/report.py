@@ -119,8 +119,11 @@ class Outcome:
         if crash := self.selftest.get("crash"):
             yield f"self-test without an answer: {crash}"
         for name, test in self.tests.items():
-            if test["outcome"] != "passed":
+            if test["outcome"] not in ("passed", "skipped"):
                 yield f"{test['outcome']} {name}: {test['why']}"
+        skips = Counter(t["why"] for t in self.tests.values() if t["outcome"] == "skipped")
+        for why, count in skips.items():
+            yield f"{count} skipped: {why.removeprefix('Skipped: ')}"
         if datapath := self.demo.get("datapath"):
             yield f"demo: {datapath}"
         if self.demo.get("exit"):

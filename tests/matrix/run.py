@@ -1,11 +1,13 @@
 """Boot Debian's kernels under qemu and put the committed BPF object through its tests on each.
 
-    python3 tests/matrix/run.py [--refresh] [--only SERIES] [-- PYTEST-ARGUMENTS]
+    python3 tests/matrix/run.py [--refresh] [--only SERIES] [-- PYTEST-ARGUMENT ...]
 
 As root on Debian, since it installs qemu, with the Python that the tests run with (`make
-kernel-matrix` sees to it). Emulation only, so it runs anywhere, containers included; a quarter of
-an hour for each kernel on two cores, less with `-- -m "not slow" tests/kernel`. What it makes is
-under build/matrix, the console of each guest among it.
+kernel-matrix` sees to it). Emulation only, so it runs anywhere, containers included; about five
+minutes for each kernel. What it makes is under build/matrix, the console of each guest among it.
+
+Run are the self-test, tests/kernel and the demo; not the thousands of transfers that are marked
+slow, whose time limits an emulated machine cannot keep.
 
 Exit status 0: every kernel passed everything, or refused the sockmap datapath with a reason and
 relayed, exactly.
@@ -31,6 +33,7 @@ import report
 
 ROOT = Path(__file__).resolve().parents[2]
 BUILD = ROOT / "build" / "matrix"
+TESTS = ["-m", "not slow", "tests/kernel"]
 KERNELS = {"6.1": "bookworm", "6.12": "trixie"}
 COMMANDS = {
     "qemu-system-x86_64": "qemu-system-x86",
@@ -89,7 +92,7 @@ def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--only", dest="series", action="append", choices=KERNELS, default=[])
     parser.add_argument("--refresh", action="store_true", help="look for newer kernels")
-    parser.add_argument("tests", nargs="*", default=["tests/kernel"], help="arguments for pytest")
+    parser.add_argument("tests", nargs="*", default=TESTS, help="other arguments for pytest")
     return parser.parse_args()
 
 

@@ -68,6 +68,13 @@ def test_what_is_not_good(told: list[object], shown: str):
     assert shown in "\n".join([outcome.line(), *outcome.details()])
 
 
+def test_skips_are_told_by_their_reason():
+    skip = {"outcome": "skipped", "why": "Skipped: no kfunc"}
+    outcome = heard(*GREEN, skip | {"test": "test_b"}, skip | {"test": "test_c"})
+    assert outcome.good
+    assert "2 skipped: no kfunc" in list(outcome.details())
+
+
 def test_a_complaint_of_the_kernel_is_told_with_the_test_that_it_came_in():
     said = {"complaints": ["WARNING: net/core/skmsg.c"]}
     doing = [{"doing": "tests"}, {"doing": "test_a"}, said, PASSED, {"doing": "tests"}, said]

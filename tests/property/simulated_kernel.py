@@ -91,10 +91,9 @@ class Kernel:
         found: list[Callable[[], None]] = []
         for side in Side:
             d = self.directions[side]
-            alive = not self.broken[side] and not self.closed[side]
-            waiting = len(d.readable) + len(d.pending) + sum(map(len, d.unjudged))
-            if alive and d.sent < len(d.stream) and waiting < max(d.window, 1):
+            if self._may_arrive(side):
                 found.append(lambda side=side: self._arrive(side))
+            alive = not self.broken[side] and not self.closed[side]
             if alive and d.sent == len(d.stream) and not d.fin_arrived:
                 found.append(lambda side=side: self._fin(side))
             if d.unjudged and not self.closed[side]:
@@ -115,10 +114,33 @@ class Kernel:
         """A few steps, or none; called in the middle of every system call."""
         if self.rng.random() > self.eagerness:
             return
+        if self.rng.random() < 0.08:
+            self._burst(self.rng.choice(tuple(Side)))
         for _ in range(self.rng.choice((0, 0, 0, 1, 1, 2, 4))):
             steps = self.steps()
             if steps:
                 self.rng.choice(steps)()
+
+    def look(self, side: Side) -> None:
+        """User space is about to look at a counter of this direction: the worst time for a burst.
+
+        Between two such looks a verdict may have redirected, and then passed.
+        """
+        self.happen()
+        if self.rng.random() < 0.2:
+            self._burst(side)
+
+    def _burst(self, side: Side) -> None:
+        """Segments in a row, and nothing in between: what was redirected is not even queued."""
+        for _ in range(self.rng.randint(2, 8)):
+            if self._may_arrive(side):
+                self._arrive(side)
+
+    def _may_arrive(self, side: Side) -> bool:
+        d = self.directions[side]
+        if self.broken[side] or self.closed[side] or d.sent == len(d.stream):
+            return False
+        return len(d.readable) + len(d.pending) + sum(map(len, d.unjudged)) < max(d.window, 1)
 
     def lock(self, side: Side) -> None:
         """A system call takes a socket's lock: a verdict is over before it or begins after it."""
@@ -379,11 +401,11 @@ class FakeSplicer:
         return 0
 
     def redirected(self, index: int) -> int:
-        self.kernel.happen()
+        self.kernel.look(Side(index))
         return self.kernel.directions[index].redirected
 
     def passed(self, index: int) -> int:
-        self.kernel.happen()
+        self.kernel.look(Side(index))
         return self.kernel.directions[index].passed
 
     def relayed(self, index: int) -> int:
@@ -419,7 +441,7 @@ class FakeWorker:
         self.relays = Relays(Datapath.COPY)
         self.scratch = memoryview(bytearray(scratch))
         self.first_scratch = self.scratch[: scratch // 2]
-        self.relays._buffer = self.scratch
+        self.relays._buffer = self.scratch[: scratch // 4]
         self.spliced: dict[int, Any] = {}
         self.splicer = None if relay else FakeSplicer(kernel)
         self.receive_ceiling = 1 << 20

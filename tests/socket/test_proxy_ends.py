@@ -270,18 +270,27 @@ class Transfer:
         return whole == digest(3, self.SIZE) and self.backend.heard() == "end"
 
 
+@pytest.mark.parametrize("everybody", [False, True], ids=["supervisor", "whole group"])
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 @pytest.mark.parametrize("datapath", DATAPATHS)
-def test_a_drain(own_backend: Backend, datapath: str, number: signal.Signals) -> None:
-    """No new connections; the running transfer ends by itself, exact; exit code 0."""
+def test_a_drain(
+    own_backend: Backend, datapath: str, number: signal.Signals, everybody: bool
+) -> None:
+    """No new connections; the running transfer ends by itself, exact; exit code 0.
+
+    A terminal, and an init system, signal the workers too: that is no second signal.
+    """
     with Proxy(POLICY.format(port=own_backend.port), datapath, workers=2) as proxy:
         address, web = proxy.address("raw"), proxy.address("web")
         transfer = Transfer(own_backend, proxy)
         waiting = connect(web)  # has not sent a request: nothing would be lost with it
         until(lambda: proxy.stats()["connections"]["active"] == 2, "both are accepted")
+        workers = proxy.workers() if everybody else []
         proxy.signal(number)
+        for pid in workers:
+            os.kill(pid, number)
         until(lambda: refused(web), "the ports are closed")
-        assert refused(address)
+        until(lambda: refused(address), "and this one")
         assert waiting.ending() == "reset"
         waiting.close()
         assert proxy.process.poll() is None
@@ -297,8 +306,10 @@ def refused(address: tuple[str, int]) -> bool:
     """Whether nobody listens there."""
     try:
         connect(address).close()
-    except (ConnectionRefusedError, ConnectionResetError):
+    except ConnectionRefusedError:
         return True
+    except ConnectionResetError:
+        return False
     return False
 
 

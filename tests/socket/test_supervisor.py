@@ -21,6 +21,7 @@ import pytest
 
 from l7proxy import supervisor as module
 from l7proxy.errors import StartupError
+from l7proxy.net.process import STOP
 from l7proxy.supervisor import Supervisor
 from l7proxy.telemetry.counters import Counter, SharedCounters
 
@@ -28,8 +29,8 @@ from l7proxy.telemetry.counters import Counter, SharedCounters
 
 
 def obedient(slot: int, control: int) -> int:
-    """Leaves at the first SIGTERM, or when the supervisor is gone."""
-    signal.signal(signal.SIGTERM, lambda *_: os._exit(0))
+    """Leaves when it is told to stop, or when the supervisor is gone."""
+    signal.signal(STOP, lambda *_: os._exit(0))
     os.read(control, 1)
     return 9
 
@@ -44,13 +45,13 @@ def stubborn(slot: int, control: int) -> int:
         if told == 2:
             os._exit(3)
 
-    signal.signal(signal.SIGTERM, count)
+    signal.signal(STOP, count)
     os.read(control, 1)
     return 9
 
 
 def deaf(slot: int, control: int) -> int:
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    signal.signal(STOP, signal.SIG_IGN)
     os.read(control, 1)
     return 9
 
@@ -160,7 +161,7 @@ def test_twenty_deaths_leak_no_descriptor_and_no_zombie(monkeypatch: pytest.Monk
             await restarted(supervisor, death)
         assert descriptors() == held
         assert children() - others == set(supervisor.pids)
-        await asyncio.sleep(0.1)  # the newest have their handler of SIGTERM now
+        await asyncio.sleep(0.1)  # the newest have their handler of STOP now
         supervisor.stop()
 
     assert drive(supervisor, scenario) == 0
@@ -312,12 +313,12 @@ def open_files() -> dict[str, str]:
     return links
 
 
-def test_a_worker_starts_with_default_signals_and_only_ctrl_c_blocked() -> None:
+def test_a_worker_starts_with_default_signals_and_leaves_stopping_to_its_parent() -> None:
     reader, writer = os.pipe()
 
     def child(slot: int, control: int) -> int:
         answer = {
-            "term": signal.getsignal(signal.SIGTERM) == signal.SIG_DFL,
+            "stop": signal.getsignal(STOP) == signal.SIG_DFL,
             "chld": signal.getsignal(signal.SIGCHLD) == signal.SIG_DFL,
             "pipe": signal.getsignal(signal.SIGPIPE) == signal.SIG_IGN,
             "blocked": sorted(signal.pthread_sigmask(signal.SIG_BLOCK, ())),
@@ -338,10 +339,10 @@ def test_a_worker_starts_with_default_signals_and_only_ctrl_c_blocked() -> None:
     os.close(reader)
     os.close(writer)
     assert answer == {
-        "term": True,
+        "stop": True,
         "chld": True,
         "pipe": True,
-        "blocked": [signal.SIGINT],
+        "blocked": [signal.SIGINT, signal.SIGTERM],
         "wakeup": -1,
     }
 

@@ -114,6 +114,18 @@ def test_no_descriptor_is_no_failed_dial(listener: socket.socket) -> None:
             os.close(fd)
 
 
+def test_urgent_data_stays_in_the_stream(listener: socket.socket) -> None:
+    """Taken out of it, it would be counted by TCP and read by nobody."""
+    sock, other = connected(listener)
+    with sock, other:
+        other.send(b"abc")
+        other.send(b"!", socket.MSG_OOB)
+        other.send(b"def")
+        other.shutdown(socket.SHUT_WR)
+        sock.settimeout(5)
+        assert b"".join(iter(lambda: sock.recv(100), b"")) == b"abc!def"
+
+
 # ---- how it ends
 
 

@@ -417,6 +417,19 @@ def test_no_descriptor_left_for_a_pipe() -> None:
         assert wire.receiver.recv(100) == b"bytes"
 
 
+def test_copying_goes_on_where_a_pipe_could_not_be_had() -> None:
+    with wired("splice2", unix) as wire:
+        relays = Relays(Datapath.SPLICE2)
+        wire.send(b"by splice, ")
+        wire.pump()
+        wire.channel = relays.copy(*wire.near, after=wire.channel)
+        wire.send(b"by copy")
+        wire.pump()
+        assert wire.receiver.recv(100) == b"by splice, by copy"
+        assert wire.channel.taken == wire.channel.written == 18
+        relays.close()
+
+
 # ---- one worker's channels
 
 
