@@ -17,9 +17,6 @@ _SIZE = 216  # up to and with tcpi_bytes_retrans (Linux 4.19)
 _LAYOUT = struct.Struct("=B43xI4xI72xQ8xII48xQQ")
 assert _LAYOUT.size == _SIZE
 
-ESTABLISHED = 1
-CLOSE = 7
-
 
 class TcpInfo(NamedTuple):
     """A few fields of `struct tcp_info`. Bytes count from the connection's begin; times are ms."""

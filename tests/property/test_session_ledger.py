@@ -263,5 +263,5 @@ class Pair(RuleBasedStateMachine):
         assert self.session.state is State.CLOSED
 
 
-Pair.TestCase.settings = settings(max_examples=120, stateful_step_count=40, deadline=None)
+Pair.TestCase.settings = settings(max_examples=100, stateful_step_count=40, deadline=None)
 TestPair = Pair.TestCase

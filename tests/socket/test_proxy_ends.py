@@ -285,7 +285,7 @@ def test_a_drain(
         transfer = Transfer(own_backend, proxy)
         waiting = connect(web)  # has not sent a request: nothing would be lost with it
         until(lambda: proxy.stats()["connections"]["active"] == 2, "both are accepted")
-        workers = proxy.workers() if everybody else []
+        workers = proxy.workers if everybody else []
         proxy.signal(number)
         for pid in workers:
             os.kill(pid, number)
