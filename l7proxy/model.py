@@ -185,10 +185,3 @@ class Respond:
 
 Decision = Forward | Respond
 
-
-@dataclass(frozen=True, slots=True)
-class Ends:
-    """The two addresses of an accepted connection, as seen by l7proxy."""
-
-    client: Address
-    listener: Address

@@ -88,7 +88,7 @@ class Proxy:
             f"--access-log={self._access}",
             f"--drain-seconds={drain_seconds:g}",
         ]
-        self._stats_seen: dict[str, Any] = {}
+        self._old = 0
 
     # ---- start and end
 
@@ -188,12 +188,16 @@ class Proxy:
         whole, _, _ = self._access.read_text().rpartition("\n")
         return [json.loads(line) for line in whole.splitlines()]
 
+    def forget_records(self) -> None:
+        """For `record`, only what is logged from now on counts: client ports come again."""
+        self._old = len(self.records())
+
     def record(self, port: int, seconds: float = PATIENCE) -> dict[str, Any]:
         """The record of the latest connection that came from this port of a client."""
 
         def latest() -> dict[str, Any] | None:
-            ends = (r for r in reversed(self.records()) if r["client"].endswith(f":{port}"))
-            return next(ends, None)
+            new = reversed(self.records()[self._old :])
+            return next((r for r in new if r["client"].endswith(f":{port}")), None)
 
         found: dict[str, Any] = until(latest, f"a record of client port {port}", seconds)
         return found

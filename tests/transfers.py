@@ -34,6 +34,7 @@ from peers import digest, stretch
 
 MAGIC = b"l7px"
 FRONT = struct.Struct(">4sQQQQ")  # magic, seed, size of this stream, size and break of the answer
+MIB = 1 << 20
 SLOW = 1.5  # seconds that the slowest reader takes, about
 TURN = 8  # sends or receives before another end has its turn
 FIRST_MOST = 1 << 20  # bytes that a backend says without being asked, at most
@@ -73,6 +74,10 @@ class Habits:
             buffer = 0
         pause = 0.0
         if rng.random() < 0.12:
+            # Many bytes in large sips: a small window lives on TCP's timers, proxy or no proxy.
+            if incoming > MIB:
+                receive, buffer = max(MIB, incoming // 50), 0
+            receive = max(receive, incoming // 300)
             rounds = 2 * incoming / min(receive, buffer or receive) + 1
             pause = min(rng.choice([0.001, 0.01, 0.05]), SLOW / rounds)
         return cls(

@@ -330,7 +330,7 @@ class Connection:
             worker.view[Counter.SPLICES_ENDED if spliced else Counter.RELAYS_ENDED] += 1
             self.pair = None
         else:
-            record.bytes_in = self.early_in
+            record.bytes_in, record.bytes_out = self.early_in, self.early_answer
         self._unwatch(self.client)
         worker.bury(self.client)
         self.drop_backend()

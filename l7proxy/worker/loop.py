@@ -21,7 +21,9 @@ import select
 import signal
 import socket
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Protocol
 
 from l7proxy.balance import GroupBalancer
@@ -218,9 +220,9 @@ class Worker:
                 raise
             self._give_up(handler)
 
-    def _guard_call(self, connection: Connection, call: object) -> None:
+    def _guard_call(self, connection: Connection, call: Callable[[], None]) -> None:
         try:
-            call()  # type: ignore[operator]
+            call()
         except Exception:
             self._give_up(connection)
 
@@ -373,9 +375,9 @@ class Worker:
             listener.sock.close()
         for connection in list(self._connections):
             if not first:
-                connection.abort(Reason.DRAIN_DEADLINE)
+                self._guard_call(connection, partial(connection.abort, Reason.DRAIN_DEADLINE))
             elif connection.session.state is State.HEAD and connection.early_in == 0:
-                connection.abort(Reason.CLIENT_CLOSED)
+                self._guard_call(connection, partial(connection.abort, Reason.CLIENT_CLOSED))
         if not first:
             self._exit = RESET
 
@@ -389,8 +391,7 @@ class Worker:
         for index in self.splicer.events():
             pair = self.spliced.get(index >> 1)
             if pair is not None:
-                connection = pair.connection
-                self._guard_call(connection, lambda pair=pair, side=index & 1: pair.on_event(side))
+                self._guard_call(pair.connection, partial(pair.on_event, index & 1))
 
 
 class _Control:

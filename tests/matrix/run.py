@@ -3,7 +3,7 @@
     python3 tests/matrix/run.py [--refresh] [--only SERIES] [-- PYTEST-ARGUMENT ...]
 
 As root on Debian, since it installs qemu, with the Python that the tests run with (`make
-kernel-matrix` sees to it). Emulation only, so it runs anywhere, containers included; about five
+kernel-matrix` sees to it). Emulation only, so it runs anywhere, containers included; about three
 minutes for each kernel. What it makes is under build/matrix, the console of each guest among it.
 
 Run are the self-test, tests/kernel and the demo; not the thousands of transfers that are marked

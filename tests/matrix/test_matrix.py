@@ -32,14 +32,14 @@ def changed(old: object, *new: object) -> list[object]:
     return [line for told in GREEN for line in (new if told == old else (told,))]
 
 
-def test_everything_passed():
+def test_everything_passed() -> None:
     outcome = heard(*GREEN)
     assert outcome.good
     assert "ok" in outcome.line()
     assert "sockmap by program verdict_probe; 1 passed; demo exact" in outcome.line()
 
 
-def test_a_kernel_that_is_refused_with_a_reason_and_relays_is_good():
+def test_a_kernel_that_is_refused_with_a_reason_and_relays_is_good() -> None:
     refusal = {"selftest": {"ok": False, "checks": REFUSED}}
     outcome = heard(BOOT, PROGRAMS, refusal, {"pytest_exit": 1}, RELAYED, {"end": True})
     assert outcome.good
@@ -62,20 +62,20 @@ def test_a_kernel_that_is_refused_with_a_reason_and_relays_is_good():
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )
-def test_what_is_not_good(told: list[object], shown: str):
+def test_what_is_not_good(told: list[object], shown: str) -> None:
     outcome = heard(*told)
     assert not outcome.good
     assert shown in "\n".join([outcome.line(), *outcome.details()])
 
 
-def test_skips_are_told_by_their_reason():
+def test_skips_are_told_by_their_reason() -> None:
     skip = {"outcome": "skipped", "why": "Skipped: no kfunc"}
     outcome = heard(*GREEN, skip | {"test": "test_b"}, skip | {"test": "test_c"})
     assert outcome.good
     assert "2 skipped: no kfunc" in list(outcome.details())
 
 
-def test_a_complaint_of_the_kernel_is_told_with_the_test_that_it_came_in():
+def test_a_complaint_of_the_kernel_is_told_with_the_test_that_it_came_in() -> None:
     said = {"complaints": ["WARNING: net/core/skmsg.c"]}
     doing = [{"doing": "tests"}, {"doing": "test_a"}, said, PASSED, {"doing": "tests"}, said]
     outcome = heard(*changed(PASSED, *doing))
@@ -84,21 +84,22 @@ def test_a_complaint_of_the_kernel_is_told_with_the_test_that_it_came_in():
     assert "kernel log, in test_a: WARNING: net/core/skmsg.c" in list(outcome.details())
 
 
-def test_a_guest_that_dies_says_in_which_test():
+def test_a_guest_that_dies_says_in_which_test() -> None:
     outcome = heard(BOOT, PROGRAMS, PROVEN, {"doing": "test_b"})
     outcome.hear(['{"test": "test_b", "outc'])  # cut off in mid-line
     assert not outcome.good
     assert "the guest stopped in test_b" in list(outcome.details())
 
 
-def test_a_failure_is_not_forgotten_for_a_later_outcome_of_the_same_test():
+def test_a_failure_is_not_forgotten_for_a_later_outcome_of_the_same_test() -> None:
     outcome = heard(PASSED | {"outcome": "failed", "why": "x"}, PASSED)
     assert outcome.counts() == {"failed": 1}
 
 
 def members(archive: bytes) -> dict[str, tuple[int, bytes]]:
     """Name -> (mode, content), in the archive's order; cpio(5), "New ASCII Format"."""
-    found, at = {}, 0
+    found: dict[str, tuple[int, bytes]] = {}
+    at = 0
     while True:
         assert archive[at : at + 6] == b"070701"
         assert at % 4 == 0
@@ -112,7 +113,7 @@ def members(archive: bytes) -> dict[str, tuple[int, bytes]]:
         at += (size + 3) // 4 * 4
 
 
-def test_an_archive_holds_what_was_put_in_with_its_directories_before_it(tmp_path: Path):
+def test_an_archive_holds_what_was_put_in_with_its_directories_before_it(tmp_path: Path) -> None:
     real = tmp_path / "usr" / "lib" / "x.so.1.2"
     real.parent.mkdir(parents=True)
     real.write_bytes(b"12345")
@@ -140,7 +141,7 @@ def test_an_archive_holds_what_was_put_in_with_its_directories_before_it(tmp_pat
         assert stat.S_ISDIR(found[parent][0])
 
 
-def test_a_copied_tree_leaves_out_what_is_named(tmp_path: Path):
+def test_a_copied_tree_leaves_out_what_is_named(tmp_path: Path) -> None:
     for name in ("a.py", "test/b.py", "deep/test/c.py", "deep/d.py"):
         path = tmp_path / "from" / name
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -88,6 +88,7 @@ def house(request: pytest.FixtureRequest) -> Iterator[House]:
 @pytest.fixture
 def proxy(house: House) -> Iterator[Proxy]:
     """The shared proxy; no connection and no internal error is left after the test."""
+    house.proxy.forget_records()
     yield house.proxy
     stats = house.proxy.settled()
     assert stats["pairs"] == {"active": 0, "spliced": 0, "relayed": 0}
