@@ -184,4 +184,3 @@ class Respond:
 
 
 Decision = Forward | Respond
-
