@@ -262,10 +262,15 @@ class Transfer:
         self.client = connect(proxy.address("raw"))
         self.first = self.client.read(self.SIZE // 2)
 
+    def close(self) -> None:
+        """Let both ends go."""
+        self.go_on.set()
+        self.client.close()
+
     def is_exact(self) -> bool:
         """Whether the rest comes, all of it, and both ends see the other's end."""
         rest = self.client.rest()
-        self.client.close()
+        self.client.close()  # both FINs are out: nothing of this is lost
         whole = hashed(iter([self.first, rest]))
         return whole == digest(3, self.SIZE) and self.backend.heard() == "end"
 
@@ -280,19 +285,22 @@ def test_a_drain(
 
     A terminal, and an init system, signal the workers too: that is no second signal.
     """
-    with Proxy(POLICY.format(port=own_backend.port), datapath, workers=2) as proxy:
+    with (
+        Proxy(POLICY.format(port=own_backend.port), datapath, workers=2) as proxy,
+        contextlib.ExitStack() as stack,
+    ):
         address, web = proxy.address("raw"), proxy.address("web")
-        transfer = Transfer(own_backend, proxy)
-        waiting = connect(web)  # has not sent a request: nothing would be lost with it
+        transfer = stack.enter_context(contextlib.closing(Transfer(own_backend, proxy)))
+        waiting = stack.enter_context(connect(web))  # no request yet: nothing is lost with it
         until(lambda: proxy.stats()["connections"]["active"] == 2, "both are accepted")
         workers = proxy.workers if everybody else []
         proxy.signal(number)
         for pid in workers:
-            os.kill(pid, number)
+            with contextlib.suppress(ProcessLookupError):  # had nothing to wait for
+                os.kill(pid, number)
         until(lambda: refused(web), "the ports are closed")
         until(lambda: refused(address), "and this one")
         assert waiting.ending() == "reset"
-        waiting.close()
         assert proxy.process.poll() is None
         assert proxy.stats()["draining"] is True
         transfer.go_on.set()
@@ -317,10 +325,11 @@ def refused(address: tuple[str, int]) -> bool:
 @pytest.mark.parametrize("datapath", DATAPATHS)
 def test_a_drain_that_comes_to_no_end(own_backend: Backend, datapath: str, second: bool) -> None:
     """At its deadline, or at a second signal, what is left is reset; exit code 3."""
-    with Proxy(
-        POLICY.format(port=own_backend.port), datapath, drain_seconds=60 if second else 1
-    ) as proxy:
-        transfer = Transfer(own_backend, proxy)
+    seconds = 60 if second else 1
+    with (
+        Proxy(POLICY.format(port=own_backend.port), datapath, drain_seconds=seconds) as proxy,
+        contextlib.closing(Transfer(own_backend, proxy)) as transfer,
+    ):
         proxy.signal(signal.SIGTERM)
         until(lambda: refused(proxy.address("web")), "the ports are closed")
         if second:
@@ -329,7 +338,6 @@ def test_a_drain_that_comes_to_no_end(own_backend: Backend, datapath: str, secon
         assert proxy.wait() == 3
         transfer.go_on.set()
         assert own_backend.heard() == "reset"
-        transfer.client.close()
         (record,) = [record for record in proxy.records() if record["listener"] == "raw"]
         assert record["reason"] == "drain_deadline"
 
