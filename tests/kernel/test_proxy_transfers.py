@@ -1,6 +1,6 @@
 """A thousand random transfers through the running proxy; every byte, every account, every end.
 
-L7PROXY_TRANSFERS multiplies their number (`L7PROXY_TRANSFERS=50` is a soak of an hour or two),
+L7PROXY_TRANSFERS multiplies their number (`L7PROXY_TRANSFERS=50` is a soak of most of an hour),
 L7PROXY_SEED repeats a run that failed.
 """
 
