@@ -516,11 +516,12 @@ def test_urgent_data_in_an_early_answer(proxy: Proxy, backend: Backend, size: in
         try:
             assert client.rest() == b"abc!def"
             client.half_close()
-        except ConnectionResetError:
+        except OSError:  # reset, before the answer had come or right after it
             assert proxy.record(port)["reason"] == "urgent_data"
         else:
             record = proxy.record(port)
-            assert (record["reason"], record["bytes_out"]) == ("done", 7)
+            known = ("done", 7), ("urgent_data", 7)  # the reset may come after the half-close, too
+            assert (record["reason"], record["bytes_out"]) in known
 
 
 @pytest.mark.parametrize("at", [5, 24, len(REQUEST) - 1])
