@@ -31,7 +31,7 @@ from l7proxy.datapath.relay import Relays
 from l7proxy.errors import Reason
 from l7proxy.model import Limits, Listener, Timeouts
 from l7proxy.model import Protocol as ListenerProtocol
-from l7proxy.net import buffers, dial
+from l7proxy.net import buffers
 from l7proxy.net.process import STOP
 from l7proxy.routing import Router, compile_routers
 from l7proxy.session import State
@@ -135,11 +135,6 @@ class Worker:
     def _open_listener(
         self, index: int, listener: Listener, router: Router, sock: socket.socket
     ) -> OpenListener:
-        sock.setblocking(False)
-        # accepted sockets inherit these three (Linux `sk_clone_lock`): no system calls for each
-        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        dial.reset_on_close(sock)
-        dial.watch_for_dead_end(sock)
         opened = OpenListener(
             worker=self,
             index=index,

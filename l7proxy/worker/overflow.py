@@ -110,8 +110,7 @@ class Overflow:
         if self._held:
             return
         if self._near is None:
-            room = sink_limit + sink_limit // 4
-            ours = room <= self._connection.worker.receive_ceiling
+            ours = _armed_limit(sink_limit) <= self._connection.worker.receive_ceiling
             self._near = ours and tcp_info(self.source).min_rtt < NEAR
         if self._near:
             received, limit, _, _ = buffers.memory(self.source)
@@ -205,7 +204,7 @@ class Overflow:
         if self._held:
             self._held = False
             self._window = max(sink_limit // WINDOW, WINDOW_LEAST)
-            buffers.limit_receive(self.source, sink_limit + sink_limit // 4)
+            buffers.limit_receive(self.source, _armed_limit(sink_limit))
             buffers.limit_window(self.source, self._window)
 
     def _consume(self) -> None:
@@ -223,3 +222,8 @@ class Overflow:
     def end(self) -> None:
         """The direction is armed again."""
         self._looks = 0
+
+
+def _armed_limit(sink_limit: int) -> int:
+    """The source's receive buffer while the kernel is armed: larger than the sink's send buffer."""
+    return sink_limit + sink_limit // 4

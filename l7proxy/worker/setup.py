@@ -16,8 +16,9 @@ class WorkerSetup:
     """One worker's share.
 
     `listeners` stand in the policy's order, each with its listening socket, which all workers
-    share. `splicer` is None where pairs are relayed. The supervisor holds the other end of
-    `control_fd`: EOF on it means that the supervisor is gone.
+    share; `net.listen` has set on it what accepted sockets inherit. `splicer` is None where pairs
+    are relayed. The supervisor holds the other end of `control_fd`: EOF on it means that the
+    supervisor is gone.
     """
 
     slot: int

@@ -122,8 +122,6 @@ class SplicedPair:
         """Do what the direction needs until it flows, finishes, or has to wait."""
         connection = self.connection
         source, sink = connection.end(side), connection.end(side.other)
-        ledger = self._ledgers[side]
-        index = self.index + side
         pace = Pace.AT_ONCE
         while pace is Pace.AT_ONCE:
             fin = connection.session.flows[side] is Flow.DRAINING
@@ -132,11 +130,8 @@ class SplicedPair:
             # TCP_INFO takes the source's lock: a verdict that ran before is visible after it, and
             # one that runs after it sees the `relayed` that was stored before. So `passed` is read
             # after it; else a first pass could slip between our store and our read, unannounced.
-            # `redirected` is read last: it stands still once bytes are passed. Read first, it could
-            # miss what was redirected just before that pass, and user space would overtake it.
             received = tcp_info(source).bytes_received
-            passed = self._splicer.passed(index)
-            ledger.read_kernel(self._splicer.redirected(index), passed)
+            ledger = self._read_ledger(side)
             queued = tcp_info(sink).queued
             step = ledger.step(fin=fin, received=received, queued=queued)
             if step is Step.FLOW:
@@ -158,6 +153,17 @@ class SplicedPair:
                 self._delay = min(self._delay * 2, RETRY_LAST)
         elif pace is Pace.TURN:
             connection.look_again(0.0)
+
+    def _read_ledger(self, side: Side) -> Ledger:
+        """The direction's ledger, with the kernel's counters as they are now.
+
+        `redirected` is read last: it stands still once bytes are passed. Read first, it could miss
+        what was redirected just before that pass, and user space would overtake it.
+        """
+        ledger, index = self._ledgers[side], self.index + side
+        passed = self._splicer.passed(index)
+        ledger.read_kernel(self._splicer.redirected(index), passed)
+        return ledger
 
     def _relay(self, side: Side, ledger: Ledger) -> Pace:
         """One step of an overflow."""
@@ -212,15 +218,8 @@ class SplicedPair:
 
     def moved(self) -> tuple[int, int, int, int]:
         """See `OpenPair.moved`."""
-        kernel_in = self._splicer.redirected(self.index)
-        kernel_out = self._splicer.redirected(self.index + 1)
-        up, down = self._ledgers
-        return (
-            up.early_in + kernel_in + up.written,
-            down.early_in + kernel_out + down.written,
-            kernel_in,
-            kernel_out,
-        )
+        up, down = self._read_ledger(Side.CLIENT), self._read_ledger(Side.BACKEND)
+        return up.total, down.total, up.redirected, down.redirected
 
     def silent(self) -> bool:
         """See `OpenPair.silent`."""
