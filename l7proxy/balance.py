@@ -26,7 +26,9 @@ class GroupBalancer:
     __slots__ = ("_endpoints", "_next")
 
     def __init__(self, backend: Backend, start: int = 0) -> None:
-        self._endpoints = backend.endpoints
+        self._endpoints = tuple(
+            one.address for one in backend.endpoints if isinstance(one.address, Address)
+        )
         self._next = start % len(self._endpoints)
 
     def order(self) -> Iterator[Address]:

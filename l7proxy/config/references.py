@@ -14,6 +14,7 @@ from l7proxy.model import (
     Address,
     Backend,
     BackendRef,
+    Endpoint,
     Listener,
     Location,
     Match,
@@ -147,8 +148,8 @@ def policy(walker: Walker, draft: Draft) -> Policy:
     routes = tuple(
         Route(
             name=one.name.value,
-            matches=tuple(Match(at.value, location(at.node)) for at in one.matches or [])
-            or (Match(EVERY_PATH, location(one.name.node)),),
+            matches=tuple(Match(at.value, location=location(at.node)) for at in one.matches or [])
+            or (Match(EVERY_PATH, location=location(one.name.node)),),
             backend_refs=tuple(
                 BackendRef(at.value.name.value, at.value.weight) for at in one.backend_refs or []
             ),
@@ -162,7 +163,9 @@ def policy(walker: Walker, draft: Draft) -> Policy:
     backends = [
         Backend(
             name=one.name.value,
-            endpoints=tuple(at.value for at in one.endpoints or []),
+            endpoints=tuple(
+                Endpoint(at.value, location=location(at.node)) for at in one.endpoints or []
+            ),
             location=location(one.name.node),
         )
         for one in draft.backends or []

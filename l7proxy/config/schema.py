@@ -129,7 +129,7 @@ class Choice(Generic[Word]):
             text = expect_text(walker, node, what)
         if text is None:
             return None
-        known = [word.value for word in self.words]
+        known = [word.value for word in self.words if word.value not in self.later]
         if text in known:
             return self.words(text)
         wanted = " or ".join(f"`{word}`" for word in known)

@@ -39,9 +39,9 @@ def settle(policy: Policy, path: Path, scratch: Path) -> tuple[Policy, Path, lis
 
 def addresses(policy: Policy) -> list[Address]:
     """Every address of the policy that this machine has to listen on for the demo, once."""
-    listeners = [listener.address for listener in policy.listeners.values()]
-    endpoints = [end for backend in policy.backends.values() for end in backend.endpoints]
-    return list(dict.fromkeys([*listeners, *endpoints]))
+    found = [listener.address for listener in policy.listeners.values()]
+    endpoints = [end.address for backend in policy.backends.values() for end in backend.endpoints]
+    return [one for one in dict.fromkeys([*found, *endpoints]) if isinstance(one, Address)]
 
 
 def _problem(address: Address) -> int:

@@ -11,7 +11,16 @@ from pathlib import Path
 
 from l7proxy.demo import traffic
 from l7proxy.demo.traffic import Result
-from l7proxy.model import Address, Forward, Listener, PathType, Policy, Protocol, Route
+from l7proxy.model import (
+    Address,
+    Forward,
+    Listener,
+    PathType,
+    Policy,
+    Protocol,
+    Route,
+    SocketAddress,
+)
 from l7proxy.routing import Router, compile_routers
 
 _MIB = 1 << 20
@@ -100,7 +109,8 @@ def _sample(route: Route) -> tuple[str, str]:
     return host.replace("*", "any"), path.value.rstrip("/") + more or "/"
 
 
-def _reachable(address: Address) -> Address:
+def _reachable(address: SocketAddress) -> Address:
     """Where to connect to for what listens at `address`: a wildcard is no destination."""
+    assert isinstance(address, Address), "the demo speaks TCP"
     local = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(address.host, address.host)
     return Address(local, address.port)

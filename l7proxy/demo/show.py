@@ -19,7 +19,7 @@ from l7proxy.demo.place import settle
 from l7proxy.demo.proxy import Proxy
 from l7proxy.demo.traffic import CheckError, Result
 from l7proxy.errors import L7ProxyError
-from l7proxy.model import Policy
+from l7proxy.model import Address, Policy
 
 _WHAT = 53  # columns for what was asked
 _CHECKOUT = Path(__file__).resolve().parents[2]
@@ -77,7 +77,8 @@ def _start_backends(policy: Policy, backends: Backends) -> None:
     for group in policy.backends.values():
         start = backends.start_http if group.name in spoken else backends.start_echo
         for endpoint in group.endpoints:
-            start(f"{group.name} ({endpoint})", endpoint)
+            if isinstance(endpoint.address, Address):
+                start(f"{group.name} ({endpoint})", endpoint.address)
 
 
 def _print_start(policy: Policy, proxy: Proxy) -> None:

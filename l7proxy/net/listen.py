@@ -26,6 +26,7 @@ def open_listeners(policy: Policy) -> list[tuple[Listener, socket.socket]]:
     problems: list[str] = []
     for listener in policy.listeners.values():
         try:
+            assert isinstance(listener.address, Address)
             opened.append((listener, open_listener(listener.address, for_clients=True)))
         except StartupError as error:
             problems.append(f"listener {listener.name}: {error}")

@@ -124,7 +124,7 @@ class Connection:
             self.reply_with(408, "the request's head did not arrive in time")
             self.on(Event.TIMEOUT)
         elif state is State.DIAL:
-            self._opening.dial_timed_out()
+            self._opening.dialing.timed_out()
         elif self.session.is_open:
             self._check_open()
         elif state is not State.CLOSED:
@@ -158,7 +158,7 @@ class Connection:
             return
         decision = self.listener.router.decide_stream()
         if isinstance(decision, Forward):  # else there is no endpoint to dial: refused
-            self._opening.choose(decision)
+            self._opening.dialing.choose(decision)
         self.on(Event.ACCEPTED_TCP)
 
     @property
@@ -394,7 +394,7 @@ class Connection:
 
 _COMMANDS: dict[Command, Callable[[Connection], None]] = {
     Command.READ_HEAD: lambda connection: connection._opening.read_head(),
-    Command.DIAL: lambda connection: connection._opening.dial(),
+    Command.DIAL: lambda connection: connection._opening.dialing.start(),
     Command.SEND: lambda connection: connection._opening.send(),
     Command.OPEN: Connection._open,
     Command.RELAY: Connection._relay,
@@ -406,7 +406,7 @@ _COMMANDS: dict[Command, Callable[[Connection], None]] = {
 
 _READY: dict[State, Callable[[Connection, Side, int], None]] = {
     State.HEAD: lambda connection, side, mask: connection._opening.head_ready(side, mask),
-    State.DIAL: lambda connection, side, mask: connection._opening.dial_ready(side, mask),
+    State.DIAL: lambda connection, side, mask: connection._opening.dialing.ready(side, mask),
     State.SEND: lambda connection, side, mask: connection._opening.send_ready(side, mask),
     State.REPLY: lambda connection, side, mask: connection._reply.ready(side, mask),
     State.LINGER: lambda connection, side, mask: connection._reply.linger_ready(side, mask),

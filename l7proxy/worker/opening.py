@@ -1,4 +1,4 @@
-"""From accept to a pair that can be opened: read the head, decide, dial, send.
+"""From accept to a pair that can be opened: read the head, decide, send (`dialing` dials).
 
 Holds only what is needed until then; it is dropped when the pair opens, so that an idle connection
 is small.
@@ -8,15 +8,14 @@ from __future__ import annotations
 
 import select
 import socket
-from collections.abc import Iterator
 from http import HTTPStatus
 from typing import TYPE_CHECKING
 
 from l7proxy.errors import BadRequest, Reason
 from l7proxy.head import Head, HeadReader, serialise
-from l7proxy.model import Address, Forward, Protocol, Respond, Side
-from l7proxy.net import dial
+from l7proxy.model import Forward, Protocol, Respond, Side
 from l7proxy.session import Event
+from l7proxy.worker.dialing import Dialing
 
 if TYPE_CHECKING:
     from l7proxy.worker.connection import Connection
@@ -29,17 +28,15 @@ _GONE = select.EPOLLERR | select.EPOLLHUP
 
 
 class Opening:
-    """The states HEAD, DIAL and SEND of one connection."""
+    """The states HEAD and SEND of one connection; `dialing` is DIAL."""
 
     __slots__ = (
         "_connection",
-        "_endpoint",
-        "_endpoints",
-        "_failure",
         "_full_read",
         "_outgoing",
         "_reader",
         "answer_ended",
+        "dialing",
         "held_answer",
     )
 
@@ -48,9 +45,7 @@ class Opening:
         self._reader: HeadReader | None = None
         self._full_read = False  # the last read filled its buffer: there may be more
         self._outgoing = b""  # for the backend, not yet written
-        self._endpoint: Address | None = None
-        self._endpoints: Iterator[Address] = iter(())
-        self._failure = Reason.DIAL_REFUSED
+        self.dialing = Dialing(connection)
         self.answer_ended = False  # the backend has sent its answer and ended already
         self.held_answer = b""  # what the client had no room for, of a first answer
 
@@ -106,85 +101,10 @@ class Opening:
             connection.reply_with(decision.status, decision.detail)
             connection.on(Event.ANSWERED)
             return
-        self.choose(decision)
+        assert isinstance(decision, Forward)
+        self.dialing.choose(decision)
         self._outgoing = serialise(head, connection.client_host) + surplus
         connection.on(Event.ROUTED)
-
-    def choose(self, decision: Forward) -> None:
-        """Take the endpoints of the decision's backend group, in their turn."""
-        connection = self._connection
-        connection.record.route = decision.route.name
-        connection.record.backend = decision.backend.name
-        self._endpoints = connection.worker.balancers[decision.backend.name].order()
-
-    # ---- DIAL
-
-    def dial(self) -> None:
-        """Try endpoints until one takes the connection, or one of them takes its time."""
-        connection = self._connection
-        for endpoint in self._endpoints:
-            self._endpoint = endpoint
-            try:
-                connection.backend = dial.start(endpoint)
-                connected = dial.progress(connection.backend, endpoint)
-            except dial.DialError:
-                self._failure = Reason.DIAL_REFUSED
-                connection.drop_backend()
-                continue
-            except OSError:
-                self._failure = Reason.DESCRIPTORS
-                break
-            if connected:
-                self._connected()
-                return
-            connection.watch(connection.backend, select.EPOLLOUT)
-            connection.watch(connection.client, 0)  # errors are always reported
-            connection.set_deadline(connection.listener.timeouts.dial)
-            return
-        self._unreachable()
-
-    def dial_ready(self, side: Side, mask: int) -> None:
-        """The attempt has come to an end, or the client has gone."""
-        connection = self._connection
-        if side is Side.CLIENT:
-            if mask & _GONE:
-                connection.client_failed()
-            return
-        assert connection.backend is not None
-        assert self._endpoint is not None
-        try:
-            connected = dial.progress(connection.backend, self._endpoint)
-        except dial.DialError:
-            self._failure = Reason.DIAL_REFUSED
-            connection.drop_backend()
-            self.dial()
-            return
-        if connected:
-            self._connected()
-
-    def dial_timed_out(self) -> None:
-        """This endpoint takes too long: the next one."""
-        self._failure = Reason.DIAL_TIMEOUT
-        self._connection.drop_backend()
-        self.dial()
-
-    def _connected(self) -> None:
-        connection = self._connection
-        connection.record.dial_ms = connection.elapsed()
-        connection.record.endpoint = str(self._endpoint)
-        connection.on(Event.CONNECTED)
-
-    def _unreachable(self) -> None:
-        connection, reason = self._connection, self._failure
-        if connection.listener.protocol is Protocol.TCP:
-            connection.abort(reason)
-            return
-        connection.end_with(reason)
-        if reason is Reason.DIAL_TIMEOUT:
-            connection.reply_with(504, "no endpoint of the backend answered in time")
-        else:
-            connection.reply_with(503, "no endpoint of the backend takes connections")
-        connection.on(Event.UNREACHABLE)
 
     # ---- SEND
 

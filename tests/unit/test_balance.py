@@ -7,20 +7,24 @@ from collections import Counter
 import pytest
 
 from l7proxy.balance import GroupBalancer, WeightedTurns
-from l7proxy.model import Address, Backend
+from l7proxy.model import Address, Backend, Endpoint
 
 A, B, C = (Address("127.0.0.1", port) for port in (1, 2, 3))
 
 
+def group(*addresses: Address) -> Backend:
+    return Backend("app", tuple(map(Endpoint, addresses)))
+
+
 def test_each_connection_starts_one_endpoint_further() -> None:
-    balancer = GroupBalancer(Backend("app", (A, B, C)))
+    balancer = GroupBalancer(group(A, B, C))
     orders = [list(balancer.order()) for _ in range(4)]
     assert orders == [[A, B, C], [B, C, A], [C, A, B], [A, B, C]]
 
 
 def test_the_turn_moves_with_the_call() -> None:
     """Two connections at once, or one that is given up before its dial."""
-    balancer = GroupBalancer(Backend("app", (A, B, C)))
+    balancer = GroupBalancer(group(A, B, C))
     one, two = balancer.order(), balancer.order()
     balancer.order()
     assert (next(two), next(one)) == (B, A)
@@ -29,16 +33,16 @@ def test_the_turn_moves_with_the_call() -> None:
 
 
 def test_one_endpoint() -> None:
-    balancer = GroupBalancer(Backend("app", (A,)))
+    balancer = GroupBalancer(group(A))
     assert [list(balancer.order()) for _ in range(3)] == [[A]] * 3
 
 
 def test_an_endpoint_that_stands_twice_has_two_turns() -> None:
-    assert list(GroupBalancer(Backend("app", (A, A, B))).order()) == [A, A, B]
+    assert list(GroupBalancer(group(A, A, B)).order()) == [A, A, B]
 
 
 def test_workers_start_at_different_endpoints() -> None:
-    firsts = [next(GroupBalancer(Backend("app", (A, B, C)), start=n).order()) for n in range(5)]
+    firsts = [next(GroupBalancer(group(A, B, C), start=n).order()) for n in range(5)]
     assert firsts == [A, B, C, A, B]
 
 

@@ -17,6 +17,7 @@ from l7proxy.model import (
     Address,
     Backend,
     BackendRef,
+    Endpoint,
     Limits,
     Listener,
     Location,
@@ -67,9 +68,9 @@ def test_a_policy() -> None:
             Route(
                 name="api",
                 matches=(
-                    Match(PathMatch(exact, "/v1"), at(8, 15)),
-                    Match(PathMatch(prefix, "/v2"), at(8, 50)),
-                    Match(PathMatch(prefix, "/v3/"), at(8, 72)),
+                    Match(PathMatch(exact, "/v1"), location=at(8, 15)),
+                    Match(PathMatch(prefix, "/v2"), location=at(8, 50)),
+                    Match(PathMatch(prefix, "/v3/"), location=at(8, 72)),
                 ),
                 backend_refs=(BackendRef("api", 3), BackendRef("app", 1)),
                 hostnames=("api.example.com", "*.example.org"),
@@ -78,14 +79,23 @@ def test_a_policy() -> None:
             ),
             Route(
                 name="everything-else",
-                matches=(Match(PathMatch(prefix, "/"), at(10, 11)),),
+                matches=(Match(PathMatch(prefix, "/"), location=at(10, 11)),),
                 backend_refs=(BackendRef("app"),),
                 location=at(10, 11),
             ),
         ),
         backends={
-            "api": Backend("api", (Address("127.0.0.1", 9001), Address("::1", 9002)), at(13, 3)),
-            "app": Backend("app", (Address("127.0.0.1", 9003),), at(14, 3)),
+            "api": Backend(
+                "api",
+                (
+                    Endpoint(Address("127.0.0.1", 9001), location=at(13, 21)),
+                    Endpoint(Address("::1", 9002), location=at(13, 37)),
+                ),
+                at(13, 3),
+            ),
+            "app": Backend(
+                "app", (Endpoint(Address("127.0.0.1", 9003), location=at(14, 21)),), at(14, 3)
+            ),
         },
         source="p.yaml",
     )

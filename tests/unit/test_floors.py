@@ -67,6 +67,7 @@ PURE = frozenset(
         "math",
         "operator",
         "re",
+        "re2",
         "string",
         "struct",
         "types",
@@ -152,7 +153,7 @@ def test_no_unit_has_two_places() -> None:
 def test_only_declared_dependencies_are_imported() -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     declared = {line.split(">")[0].split("=")[0].lower() for line in project["dependencies"]}
-    names = {"yaml": "pyyaml"}
+    names = {"yaml": "pyyaml", "re2": "google-re2"}
     foreign = {
         names.get(top, top)
         for module, path in modules()

@@ -11,6 +11,7 @@ from l7proxy.model import (
     Address,
     Backend,
     BackendRef,
+    Endpoint,
     Forward,
     Listener,
     Match,
@@ -58,7 +59,7 @@ def policy(*routes: Route, listeners: tuple[Listener, ...] = ()) -> Policy:
     return Policy(
         listeners={one.name: one for one in listeners or (web,)},
         routes=routes,
-        backends={name: Backend(name, (Address("127.0.0.1", 9000),)) for name in names},
+        backends={name: Backend(name, (Endpoint(Address("127.0.0.1", 9000)),)) for name in names},
     )
 
 
