@@ -41,9 +41,9 @@ def _repeated(walker: Walker, draft: Draft) -> None:
         *(("`endpoints`", backend.endpoints) for backend in draft.backends or []),
     ]
     for what, entries in lists:
-        first: dict[object, At[object]] = {}
+        first: dict[str, At[object]] = {}
         for at in entries or []:
-            other = first.setdefault(at.value, at)
+            other = first.setdefault(str(at.value), at)
             if other is not at:
                 walker.warn(
                     at.node,
@@ -68,15 +68,19 @@ def _unused_backends(walker: Walker, draft: Draft, policy: Policy) -> None:
 
 
 def _loops(walker: Walker, draft: Draft) -> None:
-    by_port: dict[int, list[tuple[ListenerDraft, At[Address]]]] = {}
+    by_port: dict[int, list[tuple[ListenerDraft, Address]]] = {}
     for listener in draft.listeners or []:
-        if listener.address is not None:
-            by_port.setdefault(listener.address.value.port, []).append((listener, listener.address))
+        if listener.address is not None and isinstance(listener.address.value, Address):
+            bound = listener.address.value
+            by_port.setdefault(bound.port, []).append((listener, bound))
     for backend in draft.backends or []:
         for at in backend.endpoints or []:
-            for listener, address in by_port.get(at.value.port, []):
-                if _reaches(at.value, address.value):
-                    note = walker.note("the listener", address.node)
+            endpoint = at.value.address
+            if not isinstance(endpoint, Address):
+                continue
+            for listener, bound in by_port.get(endpoint.port, []):
+                if _reaches(endpoint, bound) and listener.address is not None:
+                    note = walker.note("the listener", listener.address.node)
                     walker.warn(
                         at.node,
                         f"this endpoint is listener {quoted(listener.name.value)} itself, and"
@@ -90,7 +94,10 @@ def _reaches(endpoint: Address, listener: Address) -> bool:
     """Whether who dials `endpoint` surely meets `listener`; ports are known to be equal."""
     if endpoint.host == listener.host:
         return True
-    host, bound = ip_address(endpoint.host), ip_address(listener.host)
+    host = ip_address(endpoint.host)
+    if listener.host == "*":
+        return host.is_loopback
+    bound = ip_address(listener.host)
     # An IPv6 socket bound to :: takes IPv4 as well or not, as it was asked to: not sure.
     return bound.is_unspecified and host.is_loopback and host.version == bound.version
 

@@ -6,28 +6,16 @@ error in other words.
 
 from __future__ import annotations
 
+from l7proxy.config import rules
 from l7proxy.config.language import BackendDraft, Draft, ListenerDraft, RefDraft, RouteDraft
-from l7proxy.config.nodes import Node
 from l7proxy.config.problems import quoted
 from l7proxy.config.walker import At, Walker, did_you_mean
-from l7proxy.model import (
-    Address,
-    Backend,
-    BackendRef,
-    Endpoint,
-    Listener,
-    Location,
-    Match,
-    Policy,
-    Protocol,
-    Route,
-)
-from l7proxy.routing import EVERY_PATH
+from l7proxy.model import Policy, Protocol
 
 
 def check(walker: Walker, draft: Draft) -> None:
     """Reports what does not fit together."""
-    _listener_addresses(walker, draft.listeners or [])
+    rules.listeners.check(walker, draft.listeners or [])
     _route_names(walker, draft.routes or [])
     listeners = {one.name.value: one for one in draft.listeners or []}
     backends = {one.name.value: one for one in draft.backends or []}
@@ -37,22 +25,6 @@ def check(walker: Walker, draft: Draft) -> None:
         if draft.backends is not None:
             _backends_of(walker, route, backends)
         _weights(walker, route)
-
-
-def _listener_addresses(walker: Walker, listeners: list[ListenerDraft]) -> None:
-    first: dict[Address, ListenerDraft] = {}
-    for listener in listeners:
-        address = listener.address
-        if address is None or address.value.port == 0:  # 0: the kernel finds a free one for each
-            continue
-        other = first.setdefault(address.value, listener)
-        if other is not listener and other.address is not None:
-            walker.error(
-                address.node,
-                f"listener {quoted(listener.name.value)} has the address of another one",
-                "give each listener its own address or port",
-                notes=(walker.note(f"{quoted(other.name.value)} has it", other.address.node),),
-            )
 
 
 def _route_names(walker: Walker, routes: list[RouteDraft]) -> None:
@@ -77,9 +49,9 @@ def _listeners_of(walker: Walker, route: RouteDraft, known: dict[str, ListenerDr
             _unknown(walker, ref, "listener", {key: one.name for key, one in known.items()})
         elif listener.protocol is Protocol.TCP:
             for key in ("hostnames", "matches"):
-                if key in route.keys:
+                if key in route.fields.keys:
                     walker.error(
-                        route.keys[key],
+                        route.fields.keys[key],
                         f"`{key}` cannot be compared on listener {quoted(ref.value)}, which speaks"
                         " TCP",
                         f"remove `{key}`, or take {quoted(ref.value)} out of `listeners`",
@@ -121,7 +93,7 @@ def _weights(walker: Walker, route: RouteDraft) -> None:
             )
     if refs and not any(ref.weight for ref in refs):
         walker.error(
-            route.keys["backendRefs"],
+            route.fields.keys["backendRefs"],
             "every weight of this route is 0, so nothing could be forwarded",
             "give at least one backend a positive weight",
         )
@@ -129,50 +101,11 @@ def _weights(walker: Walker, route: RouteDraft) -> None:
 
 def policy(walker: Walker, draft: Draft) -> Policy:
     """The policy of a draft; everything in it must have been found in order."""
-
-    def location(node: Node) -> Location:
-        return walker.source.place(node.start).location
-
-    listeners = [
-        Listener(
-            name=one.name.value,
-            address=one.address.value,
-            protocol=one.protocol,
-            limits=one.limits,
-            timeouts=one.timeouts,
-            location=location(one.name.node),
-        )
-        for one in draft.listeners or []
-        if one.address is not None and one.protocol is not None
-    ]
-    routes = tuple(
-        Route(
-            name=one.name.value,
-            matches=tuple(Match(at.value, location=location(at.node)) for at in one.matches or [])
-            or (Match(EVERY_PATH, location=location(one.name.node)),),
-            backend_refs=tuple(
-                BackendRef(at.value.name.value, at.value.weight) for at in one.backend_refs or []
-            ),
-            hostnames=tuple(dict.fromkeys(at.value for at in one.hostnames or [])),
-            listeners=tuple(dict.fromkeys(at.value for at in one.listeners or [])),
-            location=location(one.name.node),
-        )
-        for one in draft.routes or []
-        if one.name is not None
-    )
-    backends = [
-        Backend(
-            name=one.name.value,
-            endpoints=tuple(
-                Endpoint(at.value, location=location(at.node)) for at in one.endpoints or []
-            ),
-            location=location(one.name.node),
-        )
-        for one in draft.backends or []
-    ]
+    listeners = [one.listener for one in draft.listeners or [] if one.listener]
+    backends = [one.backend for one in draft.backends or [] if one.backend]
     return Policy(
         listeners={one.name: one for one in listeners},
-        routes=routes,
+        routes=tuple(one.route for one in draft.routes or [] if one.route),
         backends={one.name: one for one in backends},
         source=walker.source.name,
     )

@@ -1,9 +1,8 @@
-"""The schema walker: readers that turn nodes into values and collect every problem on the way.
+"""The schema walker: readers that put single values together to lists, maps and tables.
 
-A reader is a small frozen object with `read(walker, node, what)`. It returns the value, or None
-after it has reported why there is none; nobody stops at the first mistake. `what` names the node in
-messages ("`address`", "an endpoint"). The language is a tree of readers (`language.py`), so that
-what else is to be known about it can be had by walking the same tree.
+The language is a tree of readers (`language`), so that what else is to be known about it can be had
+by walking the same tree: `Made` and `Record` have a `reader` below them, `Kinds` up to three, and
+`ListOf`, `MapOf` and `Table` what they hold.
 """
 
 from __future__ import annotations
@@ -11,140 +10,25 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from enum import StrEnum
-from typing import Any, Generic, Protocol, TypeVar
+from functools import cache
+from typing import Any, Generic, TypeVar
 
 from l7proxy.config import nodes
-from l7proxy.config.bad import Bad
 from l7proxy.config.nodes import Node, Scalar, Sequence
 from l7proxy.config.problems import quoted
+from l7proxy.config.readers import Reader, Text
 from l7proxy.config.scalars import meaning
-from l7proxy.config.syntax import hint_for_brackets
 from l7proxy.config.walker import At, Walker, did_you_mean
 
 T = TypeVar("T")
-T_co = TypeVar("T_co", covariant=True)
+S = TypeVar("S")
 
-
-class Reader(Protocol[T_co]):
-    """What every reader can do."""
-
-    def read(self, walker: Walker, node: Node, what: str) -> T_co | None:
-        """The value of `node`, or None after reporting what is wrong with it."""
-        ...
-
-
-def expect_text(walker: Walker, node: Node, what: str) -> str | None:
-    """The text of a scalar that YAML reads as text."""
-    walker.visit(node)
-    if isinstance(node, Scalar) and node.tag == "str":
-        return node.text
-    if not isinstance(node, Scalar):
-        hint = hint_for_brackets(walker.source.text[node.start : node.end])
-        walker.error(node, f"{what} must be text, and this is {meaning(node)}", hint)
-    elif node.tag == "null":
-        walker.error(node, f"{what} has no value", "give it one, or remove it")
-    else:
-        walker.error(
-            node,
-            f"{what} must be text, but YAML reads {quoted(node.text)} as {meaning(node)}",
-            f'put it in quotes: "{node.text}"',
-        )
-    return None
-
-
-@dataclass(frozen=True, slots=True)
-class Text(Generic[T]):
-    """Text that `parse` turns into a value; `parse` raises Bad, its message names the text."""
-
-    parse: Callable[[str], T]
-    refuse: Callable[[Scalar], Bad | None] = lambda _: None  # a better word for what is no text
-
-    def read(self, walker: Walker, node: Node, what: str) -> T | None:
-        """See Reader."""
-        if isinstance(node, Scalar) and node.tag != "str" and (bad := self.refuse(node)):
-            walker.visit(node)
-            walker.error(node, bad.message, bad.hint)
-            return None
-        text = expect_text(walker, node, what)
-        if text is None:
-            return None
-        try:
-            return self.parse(text)
-        except Bad as bad:
-            walker.error(node, bad.message, bad.hint, part=bad.part)
-            return None
-
-
-@dataclass(frozen=True, slots=True)
-class Whole:
-    """A whole number from `least` to `most`, in decimal and without quotes."""
-
-    least: int
-    most: int
-
-    def read(self, walker: Walker, node: Node, what: str) -> int | None:
-        """See Reader."""
-        walker.visit(node)
-        wanted = f"a whole number from {self.least} to {self.most}"
-        if not isinstance(node, Scalar):
-            walker.error(node, f"{what} must be {wanted}, and this is {meaning(node)}")
-            return None
-        text = node.text
-        if node.tag == "null":
-            walker.error(node, f"{what} has no value", f"give it {wanted}, or remove it")
-        elif node.tag == "int" and text.isdecimal() and (text == "0" or text[0] != "0"):
-            if len(text) <= 12 and self.least <= int(text) <= self.most:
-                return int(text)
-            walker.error(node, f"{what} must be {wanted}, and not {quoted(text)}")
-        elif node.tag == "str" and text.isascii() and text.isdecimal():
-            digits = text.lstrip("0") or "0"
-            walker.error(
-                node, f"{what} must be a number, and this is text", f"write {digits} without quotes"
-            )
-        else:
-            strange = node.tag != "str" and not re.fullmatch("[-+]?[1-9][0-9]*", text)
-            said = f"{quoted(text)}, {meaning(node)} to YAML" if strange else quoted(text)
-            hint = "write it in decimal digits" if strange and node.tag == "int" else ""
-            walker.error(node, f"{what} must be {wanted}, and not {said}", hint)
-        return None
-
-
-Word = TypeVar("Word", bound=StrEnum)
-
-
-@dataclass(frozen=True, slots=True)
-class Choice(Generic[Word]):
-    """One word of an enum; `later` are the words that the language will have and has not yet."""
-
-    words: type[Word]
-    later: tuple[str, ...] = ()
-
-    def read(self, walker: Walker, node: Node, what: str) -> Word | None:
-        """See Reader."""
-        if isinstance(node, Scalar) and node.tag != "null":
-            walker.visit(node)
-            text: str | None = node.text  # `yes` in quotes would be as wrong
-        else:
-            text = expect_text(walker, node, what)
-        if text is None:
-            return None
-        known = [word.value for word in self.words if word.value not in self.later]
-        if text in known:
-            return self.words(text)
-        wanted = " or ".join(f"`{word}`" for word in known)
-        if text in self.later:
-            walker.error(node, f"{what} {quoted(text)} is not supported yet", f"use {wanted}")
-        else:
-            meant = walker.guess(text, known)
-            hint = did_you_mean(meant) if meant else f"use {wanted}"
-            walker.error(node, f"{what} must be {wanted}, and not {quoted(text)}", hint)
-        return None
+MAX_ENTRIES = 1_000  # of a list or map, where nothing else is said
 
 
 @dataclass(frozen=True, slots=True)
 class ListOf(Generic[T]):
-    """A list with one entry or more.
+    """A list with one entry or more, `most` at most.
 
     `empty` is the hint for a list with none, `plain` the key that a text in place of the list would
     stand for in an entry ("" when entries are texts).
@@ -154,6 +38,7 @@ class ListOf(Generic[T]):
     noun: str
     empty: str = ""
     plain: str = ""
+    most: int = MAX_ENTRIES
 
     def read(self, walker: Walker, node: Node, what: str) -> list[At[T]] | None:
         """See Reader; entries with problems are left out, so the list may be short."""
@@ -164,7 +49,7 @@ class ListOf(Generic[T]):
             else:
                 hint = ""
                 if isinstance(node, Scalar) and len(node.text) <= 60:
-                    entry = _written(walker, node)
+                    entry = _copied(walker, node)
                     if self.plain:
                         entry = f"{{{self.plain}: {entry}}}"
                     hint = f"write it as a list: [{entry}]"
@@ -174,17 +59,29 @@ class ListOf(Generic[T]):
             return None
         if not node.items:
             walker.error(node, f"{what} is an empty list", self.empty)
+        elif len(node.items) > self.most:
+            walker.error(
+                node.items[self.most],
+                f"{what} has more than {self.most:,} entries, and this is the first beyond",
+            )
+            return None
         read = ((self.item.read(walker, item, self.noun), item) for item in node.items)
         return [At(value, item) for value, item in read if value is not None]
 
 
 @dataclass(frozen=True, slots=True)
 class MapOf(Generic[T]):
-    """A map from names to things of one kind, with one entry or more."""
+    """A map from names to things of one kind, with one entry or more, `most` at most.
+
+    `shown` is how an entry is written, `key` what a name is called in messages.
+    """
 
     item: Reader[T]
     noun: str
     name: Text[str]
+    shown: str = "name: {...}"
+    key: str = "a name"
+    most: int = MAX_ENTRIES
 
     def read(self, walker: Walker, node: Node, what: str) -> list[tuple[At[str], T | None]] | None:
         """See Reader; (name, thing) in the order of the file, the thing None when it has problems.
@@ -193,7 +90,7 @@ class MapOf(Generic[T]):
         """
         walker.visit(node)
         if not isinstance(node, nodes.Mapping):
-            hint = "write each as `name: {...}`"
+            hint = f"write each as `{self.shown}`"
             if isinstance(node, Scalar) and node.tag == "null":
                 walker.error(node, f"{what} has no value", hint)
             else:
@@ -201,89 +98,208 @@ class MapOf(Generic[T]):
             return None
         if not node.pairs:
             walker.error(node, f"{what} is empty", f"{self.noun} is needed")
+        elif len(node.pairs) > self.most:
+            walker.error(
+                node.pairs[self.most][0],
+                f"{what} has more than {self.most:,} entries, and this is the first beyond",
+            )
+            return None
         things: list[tuple[At[str], T | None]] = []
         for text, (key, value) in walker.entries(node).items():
-            self.name.read(walker, key, "a name")
-            things.append((At(text, key), self.item.read(walker, value, quoted(text))))
+            name = self.name.read(walker, key, self.key)
+            thing = self.item.read(walker, value, quoted(text))
+            things.append((At(text if name is None else name, key), thing))
         return things
 
 
 @dataclass(frozen=True, slots=True)
 class Key:
-    """One key of a table. `doc` is its sentence in the reference."""
+    """One key of a table.
+
+    `doc` is its sentences in the reference: what it is, in which unit, what happens beyond it.
+    `default` is what holds when it is left out, as it would be written, or in words; `hint` what
+    mends a policy that lacks a required one.
+    """
 
     reader: Reader[Any]
     doc: str
     required: bool = False
+    default: str = ""
+    hint: str = ""
 
 
 @dataclass(frozen=True, slots=True)
 class Fields:
     """What a table holds: `values` of the keys without problems, `keys` of all that are written."""
 
-    values: Mapping[str, Any]
-    keys: Mapping[str, Scalar]
-    node: nodes.Mapping
+    values: Mapping[str, At[Any]]
+    keys: Mapping[str, Node]
+    node: Node
+
+    def at(self, key: str) -> At[Any] | None:
+        """The value with its place; None when it is left out or wrong."""
+        return self.values.get(key)
+
+    def get(self, key: str, default: Any = None) -> Any:
+        """The value alone."""
+        at = self.values.get(key)
+        return default if at is None else at.value
+
+    def wrong(self, key: str) -> bool:
+        """Whether the key is written, and its value has been reported."""
+        return key in self.keys and key not in self.values
 
 
 @dataclass(frozen=True, slots=True)
 class Table:
     """A map with known keys.
 
-    `later` are keys that the language will have and has not yet, with hints; `empty` is the hint
-    for a map without keys where that is a mistake by itself; `plain` is the key that a text in
-    place of the map would stand for.
+    `later` are keys that the language will have and has not yet, with hints; `foreign` keys that
+    others have for what is written in another way here, likewise. `empty` is the hint for a map
+    without keys where that is a mistake by itself. `short` is the key that anything but a map is
+    read as; `plain` one that a text in its place would surely stand for, and may not.
     """
 
     noun: str
     keys: Mapping[str, Key]
     later: Mapping[str, str] = field(default_factory=dict)
+    foreign: Mapping[str, str] = field(default_factory=dict)
     empty: str = ""
+    short: str = ""
     plain: str = ""
 
     def read(self, walker: Walker, node: Node, what: str) -> Fields | None:
         """See Reader; never None for a map, whatever is wrong inside."""
         walker.visit(node)
         if not isinstance(node, nodes.Mapping):
-            wanted = f"a map with {_listed(self.keys)}"
-            if isinstance(node, Scalar) and node.tag == "null":
-                walker.error(node, f"{what} has no value", f"give it {wanted}")
-            else:
-                hint = ""
-                if self.plain and isinstance(node, Scalar) and len(node.text) <= 60:
-                    hint = f"write {{{self.plain}: {_written(walker, node)}}}"
-                walker.error(node, f"{what} must be {wanted}, and this is {meaning(node)}", hint)
-            return None
+            return self._without_keys(walker, node, what)
         if not node.pairs and self.empty:
             walker.error(node, f"{self.noun} is empty", self.empty)
             return Fields({}, {}, node)
-        values: dict[str, Any] = {}
-        written: dict[str, Scalar] = {}
+        values: dict[str, At[Any]] = {}
+        written: dict[str, Node] = {}
         excused: set[str] = set()  # missing, and that follows from what has been reported
         for text, (key, value) in walker.entries(node).items():
-            if text in self.keys:
+            if (known := self.keys.get(text)) is not None:
                 written[text] = key
-                result = self.keys[text].reader.read(walker, value, f"`{text}`")
+                result = known.reader.read(walker, value, f"`{text}`")
                 if result is not None:
                     values[text] = At(result, value)
             elif text in self.later:
                 walker.error(key, f"`{text}` in {self.noun} is not supported yet", self.later[text])
                 excused.update(self.keys)  # it may well stand there instead
             else:
-                meant = walker.guess(text, self.keys)
-                hint = did_you_mean(meant) if meant else f"known are {_listed(self.keys)}"
-                walker.error(key, f"unknown key {quoted(text)} in {self.noun}", hint)
-                excused.add(meant or "")
+                meant = None if text in self.foreign else walker.guess(text, self.keys)
+                hint = self.foreign.get(text) or f"known are {_listed(self.keys)}"
+                message = f"unknown key {quoted(text)} in {self.noun}"
+                walker.error(key, message, did_you_mean(meant) if meant else hint)
+                excused.update([meant] if meant else self.keys if text in self.foreign else ())
         for name, known in self.keys.items():
             if known.required and name not in written and name not in excused:
                 shown = Node(node.start, node.start + 1) if node.pairs else node
-                walker.error(shown, f"{self.noun} needs `{name}`", known.doc)
+                walker.error(shown, f"{self.noun} needs `{name}`", known.hint or known.doc)
         return Fields(values, written, node)
 
+    def _without_keys(self, walker: Walker, node: Node, what: str) -> Fields | None:
+        if self.short:
+            result = self.keys[self.short].reader.read(walker, node, what)
+            values = {} if result is None else {self.short: At(result, node)}
+            return Fields(values, {self.short: node}, node)
+        required = {name: key for name, key in self.keys.items() if key.required}
+        wanted = f"a map with {_listed(required or self.keys)}"
+        if isinstance(node, Scalar) and node.tag == "null":
+            walker.error(node, f"{what} has no value", f"give it {wanted}")
+        else:
+            hint = ""
+            if self.plain and isinstance(node, Scalar) and len(node.text) <= 60:
+                hint = f"write {{{self.plain}: {_copied(walker, node)}}}"
+            walker.error(node, f"{what} must be {wanted}, and this is {meaning(node)}", hint)
+        return None
 
-def _written(walker: Walker, node: Scalar) -> str:
+
+@dataclass(frozen=True, slots=True)
+class Made(Generic[S, T]):
+    """What `make` makes of a value that `reader` read; it reports what is wrong with the whole."""
+
+    reader: Reader[S]
+    make: Callable[[Walker, S, Node], T | None]
+
+    def read(self, walker: Walker, node: Node, what: str) -> T | None:
+        """See Reader."""
+        value = self.reader.read(walker, node, what)
+        return None if value is None else self.make(walker, value, node)
+
+
+@dataclass(frozen=True, slots=True)
+class Record(Generic[T]):
+    """A dataclass from a table: each key is the field of the same name in snake_case.
+
+    `names` are the exceptions. What is left out or wrong has the default of the dataclass. `check`
+    reports what does not go together.
+    """
+
+    reader: Table
+    make: Callable[..., T]
+    names: Mapping[str, str] = field(default_factory=dict)
+    check: Callable[[Walker, Fields], None] | None = None
+
+    def read(self, walker: Walker, node: Node, what: str) -> T | None:
+        """See Reader; None as well when a required key is missing or wrong."""
+        fields = self.reader.read(walker, node, what)
+        if fields is None:
+            return None
+        if self.check is not None:
+            self.check(walker, fields)
+        for name, key in self.reader.keys.items():
+            if key.required and name not in fields.values:
+                return None
+        return self.make(**arguments(fields, self.names))
+
+
+def arguments(fields: Fields, names: Mapping[str, str], *omit: str) -> dict[str, Any]:
+    """The values of a table, those of `omit` left out, by the fields that their keys are for."""
+    return {
+        names.get(key) or snake_case(key): plain(at)
+        for key, at in fields.values.items()
+        if key not in omit
+    }
+
+
+@cache
+def snake_case(key: str) -> str:
+    """`headBytes` -> `head_bytes`."""
+    return re.sub("[A-Z]", lambda upper: f"_{upper[0].lower()}", key)
+
+
+def plain(at: At[Any]) -> Any:
+    """The value alone; of a list its values alone, as a tuple."""
+    if isinstance(at.value, list):
+        return tuple(one.value for one in at.value)
+    return at.value
+
+
+@dataclass(frozen=True, slots=True)
+class Kinds(Generic[T]):
+    """A reader for each kind of node; what has none is told by the first that there is."""
+
+    scalar: Reader[T] | None = None
+    sequence: Reader[T] | None = None
+    mapping: Reader[T] | None = None
+
+    def read(self, walker: Walker, node: Node, what: str) -> T | None:
+        """See Reader."""
+        if isinstance(node, Scalar):
+            reader = self.scalar
+        else:
+            reader = self.sequence if isinstance(node, Sequence) else self.mapping
+        reader = reader or self.scalar or self.mapping or self.sequence
+        assert reader is not None
+        return reader.read(walker, node, what)
+
+
+def _copied(walker: Walker, node: Scalar) -> str:
     """The text with its quotes, to be copied."""
-    written = walker.source.text[node.start : node.end]
+    written = walker.written(node)
     return written if written.strip("\"'") == node.text else node.text
 
 

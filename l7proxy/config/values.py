@@ -7,6 +7,7 @@ blame where there is one.
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 
 from l7proxy.config.addresses import is_ipv6
 from l7proxy.config.bad import Bad
@@ -64,6 +65,41 @@ def positive_duration(text: str) -> float:
     if seconds == 0:
         raise Bad("this timeout cannot be turned off", "give it a positive duration, such as 10s")
     return seconds
+
+
+def duration_of(least: str, most: str) -> Callable[[str], float]:
+    """A parser of durations from `least` to `most`."""
+    low, high = duration(least), duration(most)
+
+    def read(text: str) -> float:
+        seconds = duration(text)
+        if not low <= seconds <= high:
+            raise Bad(f"{quoted(text)} is not from {least} to {most}")
+        return seconds
+
+    return read
+
+
+_MODE = re.compile(r"0?[0-7]{3}")
+
+
+def mode(text: str) -> int:
+    """The mode of a socket's file, octal as in chmod(1)."""
+    if not _MODE.fullmatch(text):
+        hint = 'three octal digits for user, group and others, such as "0660"'
+        raise Bad(f"{quoted(text)} is no file mode", hint)
+    return int(text, 8)
+
+
+def no_mode(text: str) -> Bad:
+    """For a mode without quotes, which YAML reads as a number: 0660 is 432 to it."""
+    if not _MODE.fullmatch(text):
+        return Bad(f"{quoted(text)} is no file mode", 'write it in quotes, such as "0660"')
+    read = int(text, 8) if text.startswith("0") else int(text)
+    return Bad(
+        f"a file mode is octal, and without quotes YAML reads {quoted(text)} as the number {read}",
+        f'put it in quotes: "{text}"',
+    )
 
 
 _HOST_LABEL = re.compile(r"[a-z0-9](?:[a-z0-9-]*[a-z0-9])?")

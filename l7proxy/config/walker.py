@@ -11,6 +11,7 @@ from l7proxy.config import nodes
 from l7proxy.config.nodes import Node, Scalar, Sequence
 from l7proxy.config.problems import Note, Place, Problem, Severity, Source, quoted
 from l7proxy.config.scalars import meaning
+from l7proxy.model import Location
 
 MAX_VISITS = 1_000_000  # security limit: nodes looked at, aliases and merges counted each time
 MAX_PROBLEMS = 1_000  # enough for one sitting
@@ -60,6 +61,27 @@ class Walker:
                 first, last, _ = part.indices(len(node.text))
                 start, end = at + first, at + max(last, first + 1)
         return self.source.place(start, end)
+
+    def location(self, node: Node) -> Location:
+        """Where `node` begins."""
+        return self.place(node).location
+
+    def written(self, node: Node) -> str:
+        """How `node` stands in the file, quotes and all."""
+        return self.source.text[node.start : node.end]
+
+    def key(self, node: Node, name: str) -> Node | None:
+        """The key of that name in a map, of itself or merged in."""
+        self.visit(node)
+        if not isinstance(node, nodes.Mapping):
+            return None
+        merged: list[Node] = []
+        for key, value in node.pairs:
+            if isinstance(key, Scalar) and key.tag == "merge":
+                merged += value.items if isinstance(value, Sequence) else [value]
+            elif isinstance(key, Scalar) and key.text == name:
+                return key
+        return next((found for part in merged if (found := self.key(part, name))), None)
 
     def error(
         self,

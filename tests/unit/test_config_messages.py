@@ -88,7 +88,7 @@ def _messages(path: Path) -> list[str]:
     return found
 
 
-@pytest.mark.parametrize("path", sorted(Path(config.__file__).parent.glob("*.py")), ids=str)
+@pytest.mark.parametrize("path", sorted(Path(config.__file__).parent.rglob("*.py")), ids=str)
 def test_no_message_is_left_out(path: Path) -> None:
     said = "\n".join(message for case in CASES for message in _texts(case.values[0]))
     missing = [part for part in _messages(path) if part not in said]

@@ -28,6 +28,8 @@ SOUND = {
 }
 _EXPECTED = re.compile(r"(?P<indent> *)(?P<caret>\^+) (?P<severity>\w+): (?P<message>.*)")
 
+_LONG = re.compile(r"@([0-9]+)(?:\*([^@]+))?@")  # that many letters, or times the text
+
 Said = tuple[int, int, int, str, str, str]
 """Line, column, width, severity or "note", message, hint."""
 
@@ -53,7 +55,7 @@ def _case(block: str) -> Case:
     for line in rest:
         mark, body = line[:1], line[2:]
         if mark == "|":
-            policy.append(body.replace("@1024@", "a" * 1024))
+            policy.append(_LONG.sub(lambda found: (found[2] or "a") * int(found[1]), body))
         elif body == "whole":
             whole = True
         elif body.startswith("= "):

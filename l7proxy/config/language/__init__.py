@@ -1,0 +1,85 @@
+"""The policy language: its keys, what each may hold, and what is made of them.
+
+Everything the language knows stands in tables, one key a line: those of a policy here, the others
+in `listeners`, `routes` (`matches`, `actions`) and `backends`. What the tables read becomes a
+draft; `references` then checks what only the whole shows, and makes the policy.
+"""
+
+from __future__ import annotations
+
+from l7proxy.config.language.backends import BACKEND, backend
+from l7proxy.config.language.common import NAME
+from l7proxy.config.language.drafts import (
+    BackendDraft,
+    Draft,
+    ListenerDraft,
+    MatchDraft,
+    RefDraft,
+    RouteDraft,
+)
+from l7proxy.config.language.listeners import LISTENER, listener
+from l7proxy.config.language.routes import ROUTE
+from l7proxy.config.nodes import Node
+from l7proxy.config.schema import Key, ListOf, MapOf, Table
+from l7proxy.config.walker import Walker
+
+__all__ = [
+    "POLICY",
+    "BackendDraft",
+    "Draft",
+    "ListenerDraft",
+    "MatchDraft",
+    "RefDraft",
+    "RouteDraft",
+    "read",
+]
+
+# Security limits: what a policy may have of each.
+MAX_LISTENERS = 1_000
+MAX_ROUTES = 100_000
+MAX_BACKENDS = 100_000
+
+POLICY = Table(
+    "a policy",
+    {
+        "listeners": Key(
+            MapOf(LISTENER, "at least one listener", NAME, most=MAX_LISTENERS),
+            "The addresses that connections are accepted on, by their names.",
+            required=True,
+            hint="write listeners: {web: {address: 127.0.0.1:8080}}",
+        ),
+        "routes": Key(
+            ListOf(
+                ROUTE,
+                "a route",
+                "write [{name: all, backendRefs: [{name: app}]}]",
+                most=MAX_ROUTES,
+            ),
+            "What decides where a first request goes. Of all routes that match it the most"
+            " specific one wins: by hostname, then an `Exact` path, the longest `PathPrefix`, a"
+            " method, the number of headers, the number of query parameters; of equals the first"
+            " in the file.",
+            required=True,
+            hint="write routes: [{name: all, backendRefs: [{name: app}]}]",
+        ),
+        "backends": Key(
+            MapOf(BACKEND, "at least one backend", NAME, most=MAX_BACKENDS),
+            "Groups of endpoints that can stand in for each other, by their names.",
+            required=True,
+            hint="write backends: {app: {endpoints: [127.0.0.1:9000]}}",
+        ),
+    },
+)
+
+
+def read(walker: Walker, root: Node) -> Draft:
+    """The draft of the policy in `root`; what is wrong is in the walker's problems."""
+    fields = POLICY.read(walker, root, "a policy")
+    if fields is None:
+        return Draft(None, None, None)
+    listeners, routes, backends = map(fields.get, ("listeners", "routes", "backends"))
+    return Draft(
+        listeners=None if listeners is None else [listener(walker, *one) for one in listeners],
+        routes=None if routes is None else [at.value for at in routes],
+        backends=None if backends is None else [backend(walker, *one) for one in backends],
+    )

@@ -1,0 +1,7 @@
+"""What cannot go together, each rule with both places: of a listener, a route, a backend."""
+
+from __future__ import annotations
+
+from l7proxy.config.rules import listeners
+
+__all__ = ["listeners"]
