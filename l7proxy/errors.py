@@ -62,6 +62,9 @@ class Reason(StrEnum):
     BACKEND_RESET = "backend_reset"
     DIAL_REFUSED = "dial_refused"  # no endpoint took the connection
     DIAL_TIMEOUT = "dial_timeout"
+    NO_ENDPOINT = "no_endpoint"  # every endpoint of the group is down or has weight 0
+    UNRESOLVED = "unresolved"  # the names of the group have no address yet
+    CIRCUIT_OPEN = "circuit_open"  # the group, or each of its endpoints, has all that it takes
     BACKEND_CLOSED = "backend_closed"  # the backend left before it got the request
     IDLE_TIMEOUT = "idle_timeout"
     STALLED = "stalled"  # a receiver took nothing for the overflow timeout

@@ -58,6 +58,9 @@ class Counter(IntEnum):
     ERROR_DATAPATH = 25
     ERROR_DRAIN_DEADLINE = 26
     ERROR_INTERNAL = 27
+    ERROR_NO_ENDPOINT = 28
+    ERROR_UNRESOLVED = 29
+    ERROR_CIRCUIT_OPEN = 30
 
 
 ERRORS: dict[Reason, Counter] = {

@@ -18,6 +18,7 @@ from l7proxy.net import dial
 from l7proxy.session import Command, Event, FlowCommand, FlowEvent, Session, State
 from l7proxy.telemetry.accesslog import Record
 from l7proxy.telemetry.counters import Counter
+from l7proxy.worker.dialing import Dialing
 from l7proxy.worker.opening import Opening
 from l7proxy.worker.relayed import OpenPair, RelayedPair
 from l7proxy.worker.reply import Reply
@@ -38,6 +39,7 @@ class Connection:
         "began",
         "client",
         "copied",
+        "dialing",
         "early_answer",
         "early_in",
         "early_out",
@@ -76,6 +78,7 @@ class Connection:
         # of an answer that has ended, or had no room, a pipe is not worth it
         self.copied = False
         self.opening: Opening | None = Opening(self)
+        self.dialing: Dialing = Dialing(self)
         self.reply: Reply | None = None
         self._masks: list[int | None] = [None, None]  # what epoll watches, by side
         host, port = address[0], address[1]
@@ -124,7 +127,7 @@ class Connection:
             self.reply_with(408, "the request's head did not arrive in time")
             self.on(Event.TIMEOUT)
         elif state is State.DIAL:
-            self._opening.dialing.timed_out()
+            self.dialing.timed_out()
         elif self.session.is_open:
             self._check_open()
         elif state is not State.CLOSED:
@@ -158,7 +161,7 @@ class Connection:
             return
         decision = self.listener.router.decide_stream()
         if isinstance(decision, Forward):  # else there is no endpoint to dial: refused
-            self._opening.dialing.choose(decision)
+            self.dialing.choose(decision, None, self.client_host, None)
         self.on(Event.ACCEPTED_TCP)
 
     @property
@@ -230,6 +233,8 @@ class Connection:
         elif self._backend_was_silent():
             self._backend_silent()
         else:
+            if self.pair is not None and self.pair.silent():
+                self.dialing.lost_early()
             self.end_with(Reason.BACKEND_RESET)
             self.on(Event.BACKEND_ERROR)
 
@@ -240,6 +245,7 @@ class Connection:
         return self.pair.silent()
 
     def _backend_silent(self) -> None:
+        self.dialing.lost_early()
         self.end_with(Reason.BACKEND_CLOSED)
         self.reply_with(502, "the backend closed the connection without an answer")
         self.on(Event.BACKEND_SILENT)
@@ -336,6 +342,7 @@ class Connection:
         self.drop_backend()
         if self.splicer_index >= 0:
             worker.release(self.splicer_index)
+        self.dialing.release(answered=record.bytes_out > 0)
         self.opening = self.reply = None
         record.total_ms = self.elapsed()
         worker.ended(self)
@@ -394,7 +401,7 @@ class Connection:
 
 _COMMANDS: dict[Command, Callable[[Connection], None]] = {
     Command.READ_HEAD: lambda connection: connection._opening.read_head(),
-    Command.DIAL: lambda connection: connection._opening.dialing.start(),
+    Command.DIAL: lambda connection: connection.dialing.start(),
     Command.SEND: lambda connection: connection._opening.send(),
     Command.OPEN: Connection._open,
     Command.RELAY: Connection._relay,
@@ -406,7 +413,7 @@ _COMMANDS: dict[Command, Callable[[Connection], None]] = {
 
 _READY: dict[State, Callable[[Connection, Side, int], None]] = {
     State.HEAD: lambda connection, side, mask: connection._opening.head_ready(side, mask),
-    State.DIAL: lambda connection, side, mask: connection._opening.dialing.ready(side, mask),
+    State.DIAL: lambda connection, side, mask: connection.dialing.ready(side, mask),
     State.SEND: lambda connection, side, mask: connection._opening.send_ready(side, mask),
     State.REPLY: lambda connection, side, mask: connection._reply.ready(side, mask),
     State.LINGER: lambda connection, side, mask: connection._reply.linger_ready(side, mask),

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from l7proxy.errors import Reason
-from l7proxy.model import Address, Forward, Protocol, Side
+from l7proxy.model import Address, Forward, Hello, Protocol, Requested, Side
 from l7proxy.net import dial
 from l7proxy.session import Event
 
@@ -18,19 +18,32 @@ _GONE = select.EPOLLERR | select.EPOLLHUP
 
 
 class Dialing:
-    """The state DIAL of one connection."""
+    """The state DIAL of one connection; afterwards, where it was dialled to."""
 
-    __slots__ = ("_connection", "_endpoint", "_endpoints", "_failure")
+    __slots__ = ("_connection", "_dial_seconds", "_endpoint", "_endpoints", "_failure")
 
     def __init__(self, connection: Connection) -> None:
         self._connection = connection
+        self._dial_seconds = 0.0
         self._endpoint: Address | None = None
         self._endpoints: Iterator[Address] = iter(())
         self._failure = Reason.DIAL_REFUSED
 
-    def choose(self, decision: Forward) -> None:
-        """Take the endpoints of the decision's backend group, in their turn."""
+    def choose(
+        self,
+        decision: Forward,
+        request: Requested | None,  # noqa: ARG002
+        client: str,  # noqa: ARG002
+        hello: Hello | None,  # noqa: ARG002
+    ) -> None:
+        """Take the endpoints of the decision's backend group, in their turn.
+
+        `client` is the address, without a port, of who is served; "" when it has none. `request` is
+        what an HTTP listener read, `hello` what a TLS listener did.
+        """
         connection = self._connection
+        seconds = decision.route.timeouts.dial
+        self._dial_seconds = connection.listener.timeouts.dial if seconds is None else seconds
         connection.record.route = decision.route.name
         connection.record.backend = decision.backend.name
         self._endpoints = connection.worker.balancers[decision.backend.name].order()
@@ -55,7 +68,7 @@ class Dialing:
                 return
             connection.watch(connection.backend, select.EPOLLOUT)
             connection.watch(connection.client, 0)  # errors are always reported
-            connection.set_deadline(connection.listener.timeouts.dial)
+            connection.set_deadline(self._dial_seconds)
             return
         self._unreachable()
 
@@ -83,6 +96,17 @@ class Dialing:
         self._failure = Reason.DIAL_TIMEOUT
         self._connection.drop_backend()
         self.start()
+
+    @property
+    def set_cookie(self) -> bytes | None:
+        """The `Set-Cookie` line, without its line end, that the response has to bring; or None."""
+        return None
+
+    def lost_early(self) -> None:
+        """The backend broke, or ended, before the client got a byte of it."""
+
+    def release(self, *, answered: bool) -> None:
+        """The connection is over; `answered`: the backend sent something."""
 
     def _connected(self) -> None:
         connection = self._connection

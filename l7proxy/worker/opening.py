@@ -15,7 +15,6 @@ from l7proxy.errors import BadRequest, Reason
 from l7proxy.head import Head, HeadReader, serialise
 from l7proxy.model import Forward, Protocol, Respond, Side
 from l7proxy.session import Event
-from l7proxy.worker.dialing import Dialing
 
 if TYPE_CHECKING:
     from l7proxy.worker.connection import Connection
@@ -28,7 +27,7 @@ _GONE = select.EPOLLERR | select.EPOLLHUP
 
 
 class Opening:
-    """The states HEAD and SEND of one connection; `dialing` is DIAL."""
+    """The states HEAD and SEND of one connection; `Dialing` is DIAL."""
 
     __slots__ = (
         "_connection",
@@ -36,7 +35,6 @@ class Opening:
         "_outgoing",
         "_reader",
         "answer_ended",
-        "dialing",
         "held_answer",
     )
 
@@ -45,7 +43,6 @@ class Opening:
         self._reader: HeadReader | None = None
         self._full_read = False  # the last read filled its buffer: there may be more
         self._outgoing = b""  # for the backend, not yet written
-        self.dialing = Dialing(connection)
         self.answer_ended = False  # the backend has sent its answer and ended already
         self.held_answer = b""  # what the client had no room for, of a first answer
 
@@ -102,7 +99,7 @@ class Opening:
             connection.on(Event.ANSWERED)
             return
         assert isinstance(decision, Forward)
-        self.dialing.choose(decision)
+        connection.dialing.choose(decision, head, connection.client_host, None)
         self._outgoing = serialise(head, connection.client_host) + surplus
         connection.on(Event.ROUTED)
 
@@ -194,6 +191,7 @@ class Opening:
     def _backend_lost(self) -> None:
         """The backend broke before the pair was open."""
         connection = self._connection
+        connection.dialing.lost_early()
         if connection.listener.protocol is Protocol.TCP or connection.early_answer:
             connection.abort(Reason.BACKEND_RESET)
             return
