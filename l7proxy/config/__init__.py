@@ -1,11 +1,14 @@
-"""Policies: from a YAML file to a checked, frozen `model.Policy`, or to everything wrong with it.
+"""Policies: from YAML files to a checked, frozen `model.Policy`, or to everything wrong with it.
 
+    sources      a path -> the texts of a file or of a folder's files
     nodes        YAML text -> nodes that know where they stand (`syntax`: what cannot be read)
+    environment  `${NAME}` in values
+    merging      the trees of several files -> one
     walker       looks at nodes and collects problems (`scalars`: what YAML makes of a value)
     schema       readers: nodes -> values (`values`, `addresses`: texts that mean something)
     language     the keys of a policy -> a draft
     references   a draft -> a policy: what only the whole shows
-    lint         warnings
+    lint         warnings and notes
     problems     how all of it is told
 
 The words are those of the Kubernetes Gateway API. Nothing that stands in a file raises: it becomes
@@ -15,7 +18,12 @@ templates, so its size, depth and aliases are bounded all the same.
 
 from __future__ import annotations
 
-from l7proxy.config import language, lint, nodes, references
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+
+from l7proxy.config import environment as variables
+from l7proxy.config import language, lint, merging, nodes, references, sources
 from l7proxy.config.problems import (
     Note,
     Place,
@@ -23,12 +31,13 @@ from l7proxy.config.problems import (
     Report,
     Severity,
     Source,
+    Variable,
     in_order,
     render,
 )
 from l7proxy.config.walker import Stop, Walker
 from l7proxy.errors import PolicyError
-from l7proxy.model import Location, Policy
+from l7proxy.model import Policy
 
 __all__ = [
     "Note",
@@ -36,85 +45,103 @@ __all__ = [
     "Problem",
     "Report",
     "Severity",
+    "Variable",
     "check",
     "check_text",
+    "check_texts",
     "load",
     "render",
 ]
 
-MAX_BYTES = 16 * 1024 * 1024  # security limit: 10,000 routes are about 2 MiB
 
-
-def load(path: str) -> Policy:
-    """The policy in the file `path`.
+def load(path: str, environment: Mapping[str, str] | None = None) -> Policy:
+    """The policy at `path`, as `check` reads it.
 
     Raises PolicyError when it has errors; `str()` of it is the whole report, warnings included.
     """
-    report = check(path)
+    report = check(path, environment)
     if report.policy is None:
         raise PolicyError(report.render())
     return report.policy
 
 
-def check(path: str) -> Report:
-    """All errors and warnings of the policy in the file `path`; never raises for what is in it."""
-    try:
-        with open(path, "rb") as file:
-            data = file.read(MAX_BYTES + 1)
-    except (OSError, ValueError) as error:  # ValueError: a NUL in the path
-        reason = error.strerror if isinstance(error, OSError) else None
-        return _unreadable(path, f"cannot read this file: {reason or error}")
-    if len(data) > MAX_BYTES:
-        return _unreadable(path, f"a policy has at most {MAX_BYTES // 1024 // 1024} MiB")
-    try:
-        text = data.decode("utf-8")
-    except UnicodeDecodeError as error:
-        return _not_utf8(path, data, error.start)
-    return check_text(text, path)
+def check(path: str, environment: Mapping[str, str] | None = None) -> Report:
+    """All that is to say about the policy at `path`; never raises for what is there.
+
+    `path` is a file, or a folder whose `*.yaml` and `*.yml` are one policy; `environment` is what
+    `${NAME}` is replaced from, by default that of the process.
+    """
+    texts = sources.read(path)
+    if texts.problems:
+        return replace(_report(path, texts.problems), files=tuple(texts.names))
+    values = os.environ if environment is None else environment
+    if not texts.folder:
+        return check_text(texts.files[0][1], path, values)
+    return check_texts(texts.files, path, values)
 
 
-def check_text(text: str, name: str = "policy.yaml") -> Report:
-    """As `check`, of a text that is called `name` in messages."""
+def check_text(
+    text: str, name: str = "policy.yaml", environment: Mapping[str, str] | None = None
+) -> Report:
+    """As `check`, of a text that is called `name` in messages; no variable is set by default."""
     source = Source(name, text.removeprefix("\ufeff"))
-    try:
-        root = nodes.compose(source)
-    except nodes.SyntaxProblem as syntax:
-        return _report(source.name, [syntax.problem])
-    if root is None:
-        place = source.place(0)
-        hint = "a policy has `listeners`, `routes` and `backends`"
-        return _report(name, [Problem(Severity.ERROR, "this file is empty", place, hint)])
+    return replace(_check(source, [source], environment or {}), files=(name,))
+
+
+def check_texts(
+    files: Sequence[tuple[str, str]], name: str, environment: Mapping[str, str] | None = None
+) -> Report:
+    """As `check_text`, of a folder called `name`; `files` are names and texts."""
+    parts = [Source(file, text.removeprefix("\ufeff")) for file, text in files]
+    source = Source.joined(name, [(part.name, part.text) for part in parts])
+    report = _check(source, parts, environment or {})
+    return replace(report, files=tuple(file for file, _ in files))
+
+
+def _check(source: Source, parts: list[Source], environment: Mapping[str, str]) -> Report:
+    """`source` is the text of all `parts`."""
+    roots: list[nodes.Node] = []
+    unread: list[Problem] = []
+    for part, base in zip(parts, source.begins[-len(parts) :], strict=True):
+        try:
+            root = nodes.compose(part, base)
+        except nodes.SyntaxProblem as syntax:
+            unread.append(syntax.problem)
+            continue
+        if root is None:
+            hint = "a policy has `listeners`, `routes` and `backends`"
+            if len(source.begins) > len(parts):
+                hint = "write a policy into it, or give it a name that does not end with .yaml"
+            unread.append(Problem(Severity.ERROR, "this file is empty", part.place(0), hint))
+        else:
+            roots.append(root)
+    if unread:
+        return _report(source.name, unread)
     walker = Walker(source)
     policy = None
+    used: tuple[Variable, ...] = ()
     try:
-        draft = language.read(walker, root)
-        references.check(walker, draft)
-        if not walker.problems:
-            policy = references.policy(walker, draft)
-            lint.check(walker, draft, policy)
+        used = variables.substitute(walker, roots, environment)
+        root = roots[0] if len(source.begins) == 1 else merging.merge(walker, roots)
+        if root is not None:
+            draft = language.read(walker, root)
+            references.check(walker, draft)
+            if not walker.problems:
+                policy = references.policy(walker, draft)
+                lint.check(walker, draft, policy)
     except Stop:
         policy = None
-    return _report(name, walker.problems, policy)
+    return replace(_report(source.name, walker.problems, policy), variables=used)
 
 
 def _report(name: str, problems: list[Problem], policy: Policy | None = None) -> Report:
+    def of(severity: Severity) -> tuple[Problem, ...]:
+        return in_order([problem for problem in problems if problem.severity is severity])
+
     return Report(
         source=name,
         policy=policy,
-        errors=in_order([one for one in problems if one.severity is Severity.ERROR]),
-        warnings=in_order([one for one in problems if one.severity is Severity.WARNING]),
+        errors=of(Severity.ERROR),
+        warnings=of(Severity.WARNING),
+        notes=of(Severity.NOTE),
     )
-
-
-def _unreadable(path: str, message: str, hint: str = "") -> Report:
-    place = Place(Location(path, 1, 1))
-    return _report(path, [Problem(Severity.ERROR, message, place, hint)])
-
-
-def _not_utf8(path: str, data: bytes, at: int) -> Report:
-    if data.startswith((b"\xff\xfe", b"\xfe\xff")):
-        return _unreadable(path, "this file is UTF-16", "save it as UTF-8")
-    source = Source(path, data.decode("utf-8", errors="replace"))
-    place = source.place(len(data[:at].decode("utf-8")))
-    message = f"the byte 0x{data[at]:02x} is not UTF-8"
-    return _report(path, [Problem(Severity.ERROR, message, place, "save the file as UTF-8")])

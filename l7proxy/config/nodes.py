@@ -22,12 +22,10 @@ import yaml
 from l7proxy.config import syntax
 from l7proxy.config.problems import Problem, Severity, Source, quoted
 
-MAX_DEPTH = 32  # security limit: nested lists and maps; the language needs 7
-
 _LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 _CORE = "tag:yaml.org,2002:"
 # What YAML forbids (YAML 1.1, 5.1 `c-printable`), and the byte order mark anywhere but in front.
-_FORBIDDEN = re.compile(
+FORBIDDEN = re.compile(
     "[^\t\n\r\x20-\x7e\x85\xa0-\ud7ff\ue000-\ufefe\uff00-\ufffd\U00010000-\U0010ffff]"
 )
 
@@ -42,10 +40,14 @@ class Node:
 
 @dataclass(eq=False, slots=True)
 class Scalar(Node):
-    """`tag` is what YAML 1.1 makes of it: str, null, bool, int, float, timestamp, merge, value."""
+    """`tag` is what YAML 1.1 makes of it: str, null, bool, int, float, timestamp, merge, value.
+
+    `plain`: it stands without quotes, and not in a block (`|`, `>`).
+    """
 
     text: str
     tag: str
+    plain: bool = False
 
 
 @dataclass(eq=False, slots=True)
@@ -70,15 +72,16 @@ class SyntaxProblem(Exception):
         self.problem = problem
 
 
-def compose(source: Source) -> Node | None:
+def compose(source: Source, base: int = 0) -> Node | None:
     """The tree of the only document in `source`, or None when there is nothing in it.
 
+    `base` is added to the offsets of all nodes: where this file begins in the text of all of them.
     Raises SyntaxProblem; the first syntax error ends the reading, since what follows it is a guess.
     """
-    if (bad := _FORBIDDEN.search(source.text)) is not None:
+    if (bad := FORBIDDEN.search(source.text)) is not None:
         raise SyntaxProblem(_control_character(source, bad.start()))
     try:
-        return _Tree(source).read()
+        return _Tree(source, base).read()
     except yaml.YAMLError as error:
         raise SyntaxProblem(syntax.explain(source, error)) from None
 
@@ -86,8 +89,9 @@ def compose(source: Source) -> Node | None:
 class _Tree:
     """One pass over the events, with a stack of our own instead of recursion."""
 
-    def __init__(self, source: Source) -> None:
+    def __init__(self, source: Source, base: int) -> None:
         self._source = source
+        self._base = base
         self._anchors: dict[str, Node] = {}
         self._open: list[Sequence | Mapping] = []
         self._keys: list[Node | None] = []  # beside _open: the key that waits for its value
@@ -99,18 +103,18 @@ class _Tree:
             if isinstance(event, yaml.ScalarEvent):
                 self._add(event, self._scalar(event))
             elif isinstance(event, yaml.SequenceStartEvent):
-                self._push(event, Sequence(*_span(event)))
+                self._push(event, Sequence(*self._span(event)))
             elif isinstance(event, yaml.MappingStartEvent):
-                self._push(event, Mapping(*_span(event)))
+                self._push(event, Mapping(*self._span(event)))
             elif isinstance(event, yaml.CollectionEndEvent):
-                self._open.pop().end = _span(event)[1]
+                self._open.pop().end = self._span(event)[1]
                 self._keys.pop()
             elif isinstance(event, yaml.AliasEvent):
                 self._add(None, self._alias(event))
             elif isinstance(event, yaml.DocumentStartEvent):
                 documents += 1
                 if documents > 1:
-                    start, _ = _span(event)
+                    start, _ = self._span(event)
                     raise self._problem(
                         start,
                         start + 3,
@@ -124,17 +128,15 @@ class _Tree:
         return yaml.parse(self._source.text, Loader=_LOADER)
 
     def _problem(self, start: int, end: int, message: str, hint: str = "") -> SyntaxProblem:
-        place = self._source.place(start, end)
+        place = self._source.place(start - self._base, end - self._base)
         return SyntaxProblem(Problem(Severity.ERROR, message, place, hint))
 
     def _push(self, event: yaml.CollectionStartEvent, node: Sequence | Mapping) -> None:
         kind = "map" if isinstance(node, Mapping) else "seq"
         if event.tag not in (None, "!", _CORE + kind):
             raise self._tag(event)
-        if len(self._open) == MAX_DEPTH:
-            raise self._problem(
-                node.start, node.start + 1, f"nested more than {MAX_DEPTH} levels deep"
-            )
+        if len(self._open) == syntax.MAX_DEPTH:
+            raise self._problem(node.start, node.start + 1, syntax.TOO_DEEP)
         self._add(event, node)
         self._open.append(node)
         self._keys.append(None)
@@ -161,16 +163,18 @@ class _Tree:
         if event.tag is not None and event.tag not in ("!", _CORE + "str"):
             raise self._tag(event)
         text: str = event.value
-        start, end = _span(event)
-        if (bad := _FORBIDDEN.search(text)) is not None:  # by an escape in double quotes
+        start, end = self._span(event)
+        if (bad := FORBIDDEN.search(text)) is not None:  # by an escape in double quotes
             raise self._problem(
                 start, end, f"this text holds a control character (U+{ord(bad[0]):04X})"
             )
-        return Scalar(start, end, text, _plain_tag(text) if plain and not event.tag else "str")
+        if not plain or event.tag:
+            return Scalar(start, end, text, "str")
+        return Scalar(start, end, text, _plain_tag(text), plain=True)
 
     def _alias(self, event: yaml.AliasEvent) -> Node:
         name = event.anchor
-        start, end = _span(event)
+        start, end = self._span(event)
         node = self._anchors.get(name or "")
         if node is None:
             raise self._problem(
@@ -183,21 +187,20 @@ class _Tree:
             raise self._problem(start, end, f"`*{name}` stands inside of its own anchor `&{name}`")
         return node
 
+    def _span(self, event: yaml.Event) -> tuple[int, int]:
+        start, end = event.start_mark, event.end_mark
+        assert start is not None  # only events made by hand have none
+        assert end is not None
+        return start.index + self._base, end.index + self._base
+
     def _tag(self, event: yaml.ScalarEvent | yaml.CollectionStartEvent) -> SyntaxProblem:
         tag = str(event.tag)
         shown = f"!!{tag.removeprefix(_CORE)}" if tag.startswith(_CORE) else tag
         return self._problem(
-            *_span(event),
+            *self._span(event),
             f"the tag {quoted(shown)} has no meaning in a policy",
             "leave the tag out",
         )
-
-
-def _span(event: yaml.Event) -> tuple[int, int]:
-    start, end = event.start_mark, event.end_mark
-    assert start is not None  # only events made by hand have none
-    assert end is not None
-    return start.index, end.index
 
 
 def _plain_tag(text: str) -> str:

@@ -1,4 +1,4 @@
-"""What is wrong with a policy, and how it is told: where, what, and what to do about it.
+"""What is to say about a policy, and how it is told: where, what, and what to do about it.
 
 A problem keeps everything that its text needs (the line, not the file), so that it can be shown,
 sorted and turned into other formats long after the file is gone.
@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 from bisect import bisect_right
+from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from unicodedata import east_asian_width
@@ -20,10 +21,11 @@ _BEFORE = 60  # of them before the caret
 
 
 class Severity(StrEnum):
-    """How bad it is: an error keeps the policy from being used."""
+    """How bad it is: an error keeps the policy from being used, a note is no fault at all."""
 
     ERROR = "error"
     WARNING = "warning"
+    NOTE = "note"
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,46 +57,84 @@ class Problem:
 
 
 @dataclass(frozen=True, slots=True)
-class Report:
-    """All that is to say about a policy, in the order of the file.
+class Variable:
+    """One `${NAME}` of a policy, and whether the environment or its default gave the value.
 
-    `policy` is None exactly when there are errors.
+    The value itself is not kept: it may be a secret.
+    """
+
+    name: str
+    place: Place
+    default: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """All that is to say about a policy, in the order of its files.
+
+    `policy` is None exactly when there are errors. `source` is the path that was asked for, `files`
+    are those that were read.
     """
 
     source: str
     policy: Policy | None
     errors: tuple[Problem, ...] = ()
     warnings: tuple[Problem, ...] = ()
+    notes: tuple[Problem, ...] = ()
+    files: tuple[str, ...] = ()
+    variables: tuple[Variable, ...] = ()
 
-    def render(self) -> str:
-        """Every problem and a last line that counts them; no newline at the end."""
+    def render(self, *, notes: bool = False) -> str:
+        """Every problem and a last line that counts them; no newline at the end.
+
+        `notes` adds those that are no fault.
+        """
         counts = [
             f"{len(problems)} {word}{'' if len(problems) == 1 else 's'}"
             for word, problems in (("error", self.errors), ("warning", self.warnings))
             if problems
         ]
         summary = printable(f"{self.source}: {', '.join(counts) or 'ok'}")
-        problems = sorted(self.errors + self.warnings, key=_by_place)
-        return "\n".join([*map(render, problems), summary])
+        shown = self.errors + self.warnings + (self.notes if notes else ())
+        return "\n".join([*map(render, sorted(shown, key=_by_place)), summary])
 
 
-def _by_place(problem: Problem) -> tuple[int, int, str]:
+def _by_place(problem: Problem) -> tuple[str, int, int, str]:
     location = problem.place.location
-    return location.line, location.column, problem.message
+    return location.file, location.line, location.column, problem.message
 
 
 def in_order(problems: list[Problem]) -> tuple[Problem, ...]:
-    """Sorted by line and column, each once: an alias can lead to the same mistake repeatedly."""
+    """Sorted by file, line and column, each once: an alias can lead to one mistake repeatedly."""
     return tuple(sorted(dict.fromkeys(problems), key=_by_place))
 
 
 class Source:
-    """The text of a policy file: turns character offsets into places."""
+    """The text of a policy: turns character offsets into places.
+
+    A policy of several files is one text, file after file, and knows where each begins.
+    """
 
     def __init__(self, name: str, text: str) -> None:
         self.name = name
         self.text = text
+        self.begins = [0]  # offset of each file
+        self._files = [name]
         self._starts = [0, *(end.end() for end in _LINE_END.finditer(text))]
+
+    @classmethod
+    def joined(cls, name: str, files: Sequence[tuple[str, str]]) -> Source:
+        """`files` are names and texts; `name` is the folder, which offset 0 stands for.
+
+        `begins` has a first entry for the folder itself.
+        """
+        source = cls(name, "".join(["\n", *(f"{text}\n" for _, text in files)]))
+        begin = 1
+        for file, text in files:
+            source.begins.append(begin)
+            source._files.append(file)
+            begin += len(text) + 1
+        return source
 
     def place(self, start: int, end: int | None = None) -> Place:
         """The characters from `start` up to `end`, cut at the end of the first line.
@@ -108,7 +148,9 @@ class Source:
         line = self.text[line_start:line_end].rstrip("\r\n")
         column = min(start - line_start, len(line))
         stop = column + 1 if end is None else min(end - line_start, len(line.rstrip()))
-        location = Location(self.name, row + 1, column + 1)
+        file = bisect_right(self.begins, start) - 1
+        first_row = bisect_right(self._starts, self.begins[file]) - 1
+        location = Location(self._files[file], row - first_row + 1, column + 1)
         return Place(location, line, max(1, stop - column))
 
 

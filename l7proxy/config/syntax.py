@@ -14,7 +14,10 @@ import yaml
 
 from l7proxy.config.problems import Note, Problem, Severity, Source, quoted
 
+MAX_DEPTH = 32  # security limit: nested lists and maps; the language needs 7
+
 _IPV6 = re.compile(r"\[[0-9A-Fa-f:.]*:[0-9A-Fa-f:.]*\](?::\d+)?")
+_VARIABLE = re.compile(r"\$\{[^{}]*\}")
 _WORD = re.compile(r"[^\s,\[\]{}]+")
 
 
@@ -26,8 +29,9 @@ def explain(source: Source, error: yaml.YAMLError) -> Problem:
     at = min(error.problem_mark.index, len(source.text.rstrip()))
     since = error.context_mark.index if error.context_mark is not None else at
     problem, context = error.problem or "", error.context or ""
-    if (ipv6 := _ipv6_near(source, at, since)) is not None:
-        return ipv6
+    for trap in (_ipv6_near, _variable_near):
+        if (found := trap(source, at, since)) is not None:
+            return found
     for pattern, tell in _TABLE:
         if re.search(pattern, f"{context}: {problem}"):
             return tell(source, at, since)
@@ -48,6 +52,22 @@ def _ipv6_near(source: Source, at: int, since: int) -> Problem | None:
                 f"{quoted(found[0])} begins with a bracket, which starts a list in YAML",
                 source.place(start, end),
                 f'put the address in quotes: "{found[0]}"',
+            )
+    return None
+
+
+def _variable_near(source: Source, at: int, _since: int) -> Problem | None:
+    """Inside of `[..]` and `{..}` an unquoted `${NAME}` is a text `$` and a map behind it."""
+    place = source.place(at)
+    first = at - (place.location.column - 1)
+    for found in _VARIABLE.finditer(place.text):
+        start, end = first + found.start(), first + found.end()
+        if start <= at <= end:
+            return Problem(
+                Severity.ERROR,
+                f"{quoted(found[0])} holds a brace, which starts a map inside of a list or map",
+                source.place(start, end),
+                f'put it in quotes: "{found[0]}"; a number needs a line of its own, without quotes',
             )
     return None
 
@@ -116,10 +136,12 @@ def _escape(source: Source, at: int, _since: int) -> Problem:
     )
 
 
+TOO_DEEP = f"nested more than {MAX_DEPTH} levels deep"
 _TAB = _tell("a tab cannot indent a line in YAML", "use spaces")
 
 _TABLE: tuple[tuple[str, Callable[[Source, int, int], Problem]], ...] = (
     (r"tab character", _TAB),
+    (r"nesting depth", _tell(TOO_DEEP)),  # libyaml stops at a depth of its own
     (r"scanning an alias", _alias),
     (r"cannot start any token", _bad_start),
     (r"unknown escape", _escape),

@@ -38,6 +38,8 @@ class Walker:
     def __init__(self, source: Source) -> None:
         self.source = source
         self.problems: list[Problem] = []
+        self._unknown: list[Node] = []  # kept, so that their ids stay theirs
+        self._unknown_ids: set[int] = set()
         self._visits = MAX_VISITS
         self._guesses = MAX_GUESSES
 
@@ -53,13 +55,15 @@ class Walker:
             raise Stop
 
     def place(self, node: Node, part: slice | None = None) -> Place:
-        """Where `node` stands, or the part of its text when the text stands there as it is."""
+        """Where `node` stands, or the part of its text where that can be told for sure."""
         start, end = node.start, node.end
         if part is not None and isinstance(node, Scalar):
-            at = self.source.text.find(node.text, start, end)
-            if at >= 0:
-                first, last, _ = part.indices(len(node.text))
-                start, end = at + first, at + max(last, first + 1)
+            first, last, _ = part.indices(len(node.text))
+            last = max(last, first + 1)
+            if (at := self.source.text.find(node.text, start, end)) >= 0:
+                start, end = at + first, at + last
+            elif (at := self._find_again(node, node.text[first:last], first)) >= 0:
+                start, end = at, at + last - first
         return self.source.place(start, end)
 
     def location(self, node: Node) -> Location:
@@ -83,6 +87,16 @@ class Walker:
                 return key
         return next((found for part in merged if (found := self.key(part, name))), None)
 
+    def _find_again(self, node: Scalar, part: str, first: int) -> int:
+        """The part in a text that was folded or has escapes: as many times there as here."""
+        text, source = node.text, self.source.text
+        if not part or text.count(part) != source.count(part, node.start, node.end):
+            return -1
+        at = node.start - 1
+        for _ in range(text.count(part, 0, first) + 1):
+            at = source.find(part, at + 1, node.end)
+        return at
+
     def error(
         self,
         node: Node,
@@ -93,10 +107,17 @@ class Walker:
         notes: tuple[Note, ...] = (),
     ) -> None:
         """Reports an error at `node`; raises Stop after MAX_PROBLEMS."""
+        if id(node) in self._unknown_ids:
+            return
         place = self.place(node, part)
         self.problems.append(Problem(Severity.ERROR, message, place, hint, notes))
         if len(self.problems) >= MAX_PROBLEMS:
             raise Stop
+
+    def unknown(self, node: Node) -> None:
+        """Nobody can tell what `node` holds: an error says why, and no other is reported at it."""
+        self._unknown.append(node)
+        self._unknown_ids.add(id(node))
 
     def warn(
         self, node: Node, message: str, hint: str = "", *, notes: tuple[Note, ...] = ()

@@ -9,8 +9,9 @@ from pathlib import Path
 import pytest
 import yaml
 
-from l7proxy.config import MAX_BYTES, Report, check, check_text, load, nodes, render, syntax
+from l7proxy.config import Report, check, check_text, load, nodes, render, syntax
 from l7proxy.config.problems import Source
+from l7proxy.config.sources import MAX_BYTES
 from l7proxy.config.walker import MAX_PROBLEMS, MAX_VISITS
 from l7proxy.errors import PolicyError
 from l7proxy.model import (
@@ -298,7 +299,6 @@ def test_too_large(tmp_path: Path) -> None:
     ("name", "reason"),
     [
         ("missing.yaml", "No such file or directory"),
-        ("", "Is a directory"),
         ("a\0b", "embedded null byte"),
     ],
 )
@@ -327,11 +327,12 @@ def test_an_exception_without_a_place() -> None:
     assert render(problem).splitlines()[0] == "p.yaml:1:1: error: not valid YAML: it broke"
 
 
-def test_the_part_to_blame_is_only_shown_where_the_text_stands_as_it_is() -> None:
+def test_the_part_to_blame_is_shown_where_it_can_be_told_for_sure() -> None:
     for written, column, width in [
         ("127.0.0.1:http", 38, 4),
         ("'127.0.0.1:http'", 39, 4),
-        ('"127.0.0.1\\x3ahttp"', 28, 19),
+        ('"127.0.0.1\\x3ahttp"', 42, 4),
+        ('"127.0.0.1:\\x68ttp"', 28, 19),
     ]:
         text = GOOD.replace("127.0.0.1:8080", written)
         (problem,) = check_text(text).errors

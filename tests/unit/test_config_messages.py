@@ -12,7 +12,7 @@ import yaml
 from l7proxy import config
 from l7proxy.config import check_text, nodes
 
-FILES = ("listeners", "routes", "backends", "warnings", "yaml")
+FILES = ("listeners", "routes", "backends", "warnings", "yaml", "environment")
 CASES = [
     pytest.param(case, id=f"{name}: {case.about}")
     for name in FILES
@@ -31,8 +31,8 @@ def _each_yaml_parser(request: pytest.FixtureRequest, monkeypatch: pytest.Monkey
 @pytest.mark.usefixtures("_each_yaml_parser")
 @pytest.mark.parametrize("case", CASES)
 def test_said(case: policy_cases.Case) -> None:
-    report = check_text(case.policy, "policy.yaml")
-    assert sorted(policy_cases.said(report)) == sorted(case.expected)
+    report = check_text(case.policy, "policy.yaml", case.environment)
+    assert sorted(policy_cases.said(report, notes=case.notes)) == sorted(case.expected)
     assert (report.policy is None) == bool(report.errors)
 
 
@@ -59,6 +59,12 @@ MESSAGE_ARGUMENT = {"error": 1, "warn": 1, "note": 0, "Note": 0, "Bad": 0, "Prob
 TELLERS = {"_tell": 0, "_tell_opening": 0, "_tell_both": 0, "_problem": 2, "_unreadable": 1}
 ELSEWHERE = {  # said about files, or about what is too large to write down: test_config.py
     "cannot read this file: ",
+    "cannot read this folder: ",
+    "there is no policy in this folder",
+    "policy files in this folder",
+    " policy files in this folder",
+    "variables make more than ",  # and about the environment: test_environment.py
+    "` holds what cannot stand in a policy (U+",
     "a policy has at most ",
     "this file is UTF-16",
     "the byte 0x",

@@ -8,14 +8,15 @@ A case is a description and the lines of a policy, each behind `| `; below a lin
     !                    ^^^^^^^^ error: unknown key `hostname` in a route
     ! = did you mean `hostnames`?
 
-Sections that a case does not write are taken from a small sound policy and stand behind it, unless
-`! whole` says that the case is the whole file. Nothing but what is expected may be said.
+`$ NAME=value` sets a variable of the environment. Sections that a case does not write are taken from a small sound policy and stand behind it, unless
+`! whole` says that the case is the whole file. Nothing but what is expected may be said; notes
+that are no fault count only where the case says `! notes`.
 """
 
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from l7proxy.config import Place, Report
@@ -39,6 +40,8 @@ class Case:
     about: str
     policy: str
     expected: tuple[Said, ...]
+    environment: dict[str, str] = field(default_factory=dict)
+    notes: bool = False
 
 
 def read(name: str) -> list[Case]:
@@ -51,13 +54,19 @@ def _case(block: str) -> Case:
     about, *rest = block.splitlines()
     policy: list[str] = []
     expected: list[Said] = []
-    whole = False
+    environment: dict[str, str] = {}
+    whole = notes = False
     for line in rest:
         mark, body = line[:1], line[2:]
         if mark == "|":
             policy.append(_LONG.sub(lambda found: (found[2] or "a") * int(found[1]), body))
+        elif mark == "$":
+            name, _, value = body.partition("=")
+            environment[name] = value
         elif body == "whole":
             whole = True
+        elif body == "notes":
+            notes = True
         elif body.startswith("= "):
             expected[-1] = (*expected[-1][:5], body[2:])
         elif found := _EXPECTED.fullmatch(body):
@@ -69,13 +78,14 @@ def _case(block: str) -> Case:
     if not whole:
         written = {line.partition(":")[0] for line in policy}
         policy += [line for section, line in SOUND.items() if section not in written]
-    return Case(about, "".join(f"{line}\n" for line in policy), tuple(expected))
+    text = "".join(f"{line}\n" for line in policy)
+    return Case(about, text, tuple(expected), environment, notes)
 
 
-def said(report: Report) -> list[Said]:
+def said(report: Report, *, notes: bool = False) -> list[Said]:
     """What a report says, in the form in which cases expect it."""
     out: list[Said] = []
-    for problem in (*report.errors, *report.warnings):
+    for problem in (*report.errors, *report.warnings, *(report.notes if notes else ())):
         out.append(_said(problem.place, str(problem.severity), problem.message, problem.hint))
         out += [_said(note.place, "note", note.message, "") for note in problem.notes]
     return out
