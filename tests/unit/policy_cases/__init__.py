@@ -8,9 +8,10 @@ A case is a description and the lines of a policy, each behind `| `; below a lin
     !                    ^^^^^^^^ error: unknown key `hostname` in a route
     ! = did you mean `hostnames`?
 
-`$ NAME=value` sets a variable of the environment. Sections that a case does not write are taken from a small sound policy and stand behind it, unless
-`! whole` says that the case is the whole file. Nothing but what is expected may be said; notes
-that are no fault count only where the case says `! notes`.
+`$ NAME=value` sets a variable of the environment. Sections that a case does not write are taken
+from a small sound policy and stand behind it, unless `! whole` says that the case is the whole
+file. Nothing but what is expected may be said; notes that are no fault count only where the case
+says `! notes`.
 """
 
 from __future__ import annotations
