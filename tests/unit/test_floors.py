@@ -32,6 +32,7 @@ FLOORS: tuple[tuple[frozenset[str], ...], ...] = (
     (
         frozenset({"doctor", "demo"}),
         frozenset({"launch"}),
+        frozenset({"commands"}),
         frozenset({"cli"}),
         frozenset({"__main__"}),
     ),

@@ -1,0 +1,107 @@
+"""`l7proxy run`."""
+
+from __future__ import annotations
+
+import argparse
+
+from l7proxy.commands.common import PATH_HELP, Subparsers
+
+_EXIT_CODES = """\
+SIGTERM or Ctrl-C drains: no new connections, live ones may end. A second one resets them.
+
+exit codes:
+  0  stopped, every connection had ended
+  1  could not start (the reason is printed), or workers could not
+  3  stopped, and connections had to be reset
+"""
+
+
+def add(commands: Subparsers) -> None:
+    """Tell argparse about it."""
+    run = commands.add_parser(
+        "run",
+        help="run the proxy with a policy",
+        description="Run the proxy in the foreground. Needs no rights to relay; to splice, root or"
+        " CAP_BPF, CAP_NET_ADMIN and CAP_PERFMON (workers give all of it up).",
+        epilog=_EXIT_CODES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    run.add_argument("policy", metavar="PATH", help=PATH_HELP)
+    run.add_argument(
+        "--workers",
+        type=_workers,
+        metavar="N",
+        help="worker processes (default: one for each CPU that l7proxy may use)",
+    )
+    run.add_argument(
+        "--datapath",
+        choices=("auto", "sockmap", "splice2", "copy"),
+        default="auto",
+        help="what moves the bytes: sockmap = the kernel (fails where it cannot), splice2 = user"
+        " space with splice(2), copy = user space with recv and send, auto = sockmap where it"
+        " works, else splice2 (default)",
+    )
+    run.add_argument(
+        "--admin",
+        metavar="ADDRESS",
+        help="serve GET /healthz and GET /stats on unix:PATH, /PATH or 127.0.0.1:PORT (default:"
+        " nowhere)",
+    )
+    run.add_argument(
+        "--access-log",
+        default="-",
+        metavar="WHERE",
+        help="a JSON line for each connection: - for stdout (default), a file, or off",
+    )
+    run.add_argument(
+        "--drain-seconds",
+        type=_seconds,
+        default=30.0,
+        metavar="S",
+        help="how long live connections may go on after SIGTERM (default: 30)",
+    )
+    run.add_argument(
+        "--user",
+        help="whom workers become when started as root (default: nobody; root: stay root, without"
+        " any capability)",
+    )
+    run.add_argument(
+        "--log-level",
+        choices=("debug", "info", "warning", "error"),
+        default="info",
+        help="how much to tell on stderr (default: info)",
+    )
+    run.set_defaults(command=_run)
+
+
+def _run(options: argparse.Namespace) -> int:
+    from l7proxy import launch
+
+    return launch.run(
+        launch.Options(
+            policy=options.policy,
+            workers=options.workers,
+            datapath=options.datapath,
+            admin=options.admin,
+            access_log=options.access_log,
+            drain_seconds=options.drain_seconds,
+            user=options.user,
+            log_level=options.log_level,
+        )
+    )
+
+
+def _workers(text: str) -> int:
+    if not text.isascii() or not text.isdigit() or not 1 <= int(text) <= 1024:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number from 1 to 1024")
+    return int(text)
+
+
+def _seconds(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = -1.0
+    if not 0 <= value <= 86_400:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number of seconds from 0 to 86400")
+    return value

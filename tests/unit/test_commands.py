@@ -1,0 +1,131 @@
+"""The verbs that only look at policies: what they print, to whom, and their exit codes."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from l7proxy import cli
+
+GOOD = """\
+listeners: {web: {address: 127.0.0.1:8080}}
+routes: [{name: all, backendRefs: [{name: app}]}]
+backends: {app: {endpoints: [127.0.0.1:9000]}}
+"""
+UNUSED = GOOD.replace("backends: {", "backends: {old: {endpoints: [127.0.0.1:1]}, ")
+
+
+class Verbs:
+    """Runs `l7proxy` in a folder of its own."""
+
+    def __init__(self, folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+        self.folder = folder
+        self._capsys = capsys
+
+    def write(self, text: str, name: str = "p.yaml") -> str:
+        (self.folder / name).write_text(text)
+        return name
+
+    def __call__(self, *arguments: str) -> tuple[int, str, str]:
+        """Exit code, stdout, stderr."""
+        code = cli.main(arguments)
+        out, err = self._capsys.readouterr()
+        return code, out, err
+
+    def json(self, *arguments: str) -> tuple[int, Any]:
+        code, out, err = self(*arguments)
+        assert err == ""
+        return code, json.loads(out)
+
+
+@pytest.fixture
+def l7proxy(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> Verbs:
+    monkeypatch.chdir(tmp_path)
+    return Verbs(tmp_path, capsys)
+
+
+def test_check_of_a_good_policy(l7proxy: Verbs) -> None:
+    assert l7proxy("check", l7proxy.write(GOOD))[0::2] == (0, "")
+
+
+def test_check_of_a_folder(l7proxy: Verbs) -> None:
+    (l7proxy.folder / "d").mkdir()
+    for number, line in enumerate(GOOD.splitlines()):
+        l7proxy.write(line, f"d/{number}.yaml")
+    code, found = l7proxy.json("check", "--json", "d")
+    assert (code, found["ok"], found["source"]) == (0, True, "d")
+    assert found["files"] == ["d/0.yaml", "d/1.yaml", "d/2.yaml"]
+
+
+def test_strict(l7proxy: Verbs) -> None:
+    l7proxy.write(UNUSED)
+    code, out, err = l7proxy("check", "p.yaml")
+    assert (code, err) == (0, "")
+    assert out.endswith("p.yaml: 1 warning\n")
+    code, out, err = l7proxy("check", "--strict", "p.yaml")
+    assert (code, out) == (1, "")
+    assert err.endswith("p.yaml: 1 warning, and with --strict that is an error\n")
+    assert l7proxy.json("check", "--json", "p.yaml")[1]["ok"] is True
+    code, found = l7proxy.json("check", "--json", "--strict", "p.yaml")
+    assert (code, found["ok"]) == (1, False)
+    l7proxy.write(GOOD)
+    assert l7proxy("check", "--strict", "p.yaml")[0] == 0
+
+
+def test_check_as_json_to_the_letter(l7proxy: Verbs) -> None:
+    l7proxy.write(GOOD.replace("name: app}", "name: apps}"))
+    code, found = l7proxy.json("check", "--json", "p.yaml")
+    assert code == 1
+    assert found == {
+        "ok": False,
+        "source": "p.yaml",
+        "problems": [
+            {
+                "severity": "error",
+                "file": "p.yaml",
+                "line": 2,
+                "column": 43,
+                "endLine": 2,
+                "endColumn": 47,
+                "message": "no backend has the name `apps`",
+                "hint": "did you mean `app`?",
+                "notes": [
+                    {
+                        "message": "backend `app`",
+                        "file": "p.yaml",
+                        "line": 3,
+                        "column": 12,
+                        "endLine": 3,
+                        "endColumn": 15,
+                    }
+                ],
+            }
+        ],
+        "files": ["p.yaml"],
+        "variables": [],
+    }
+
+
+def test_check_as_json_names_variables(l7proxy: Verbs, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("L7_HOST", "127.0.0.1")
+    text = GOOD.replace("127.0.0.1:9000", '"${L7_HOST}:${L7_PORT:-9000}"')
+    _, found = l7proxy.json("check", "--json", l7proxy.write(text))
+    at = {"file": "p.yaml", "line": 3, "endLine": 3}
+    assert found["variables"] == [
+        {"name": "L7_HOST", "default": False, **at, "column": 31, "endColumn": 41},
+        {"name": "L7_PORT", "default": True, **at, "column": 42, "endColumn": 58},
+    ]
+    assert "127.0.0.1" not in str(found["variables"])
+
+
+def test_a_name_that_is_no_text_can_be_printed(l7proxy: Verbs) -> None:
+    code, found = l7proxy.json("check", "--json", "\udcff.yaml")
+    assert (code, found["source"]) == (1, "\udcff.yaml")
+    code, _, err = l7proxy("check", "\udcff.yaml")
+    assert code == 1
+    assert err.startswith("\ufffd.yaml:1:1: error: cannot read this file: No such file")
