@@ -23,7 +23,10 @@ PACKAGE = "l7proxy"
 FLOORS: tuple[tuple[frozenset[str], ...], ...] = (
     (frozenset({"errors"}), frozenset({"model"})),
     (
-        frozenset({"authority", "balance", "gate", "ledger", "responses"}),
+        frozenset(
+            {"authority", "budget", "cookies", "gate", "health", "ledger", "maglev", "responses"}
+        ),
+        frozenset({"balance"}),
         frozenset({"routing", "session", "target"}),
         frozenset({"head"}),
     ),
@@ -53,6 +56,8 @@ PURE = frozenset(
     {
         "__future__",
         "abc",
+        "array",
+        "base64",
         "bisect",
         "collections",
         "contextlib",
@@ -61,6 +66,7 @@ PURE = frozenset(
         "enum",
         "functools",
         "h11",
+        "hashlib",
         "heapq",
         "http",
         "ipaddress",
