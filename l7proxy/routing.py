@@ -60,6 +60,7 @@ NOT_FOUND = Respond(404, "no route for this host and path")
 NO_STREAM_ROUTE = Respond(404, "no route for this listener")
 AMBIGUOUS = Respond(400, "the path can be read in ways that lead to different routes")
 NO_WEIGHT = Respond(500, "every backend of this route has weight 0")
+NO_BACKEND = Respond(500, "this route names a backend that is not there")
 
 EVERY_PATH = PathMatch(PathType.PATH_PREFIX, "/")
 
@@ -157,7 +158,8 @@ class _Choice:
     def __init__(self, route: Route, policy: Policy, start: int) -> None:
         refs: list[BackendRef] = [ref for ref in route.backend_refs if ref.weight > 0]
         self._decisions: list[Decision] = [
-            Forward(route, policy.backends[ref.name]) for ref in refs
+            Forward(route, policy.backends[ref.name]) if ref.name in policy.backends else NO_BACKEND
+            for ref in refs
         ] or [NO_WEIGHT]
         self._turns = WeightedTurns([ref.weight for ref in refs], start) if len(refs) > 1 else None
 

@@ -94,12 +94,14 @@ class Text(Generic[T]):
 class Whole:
     """A whole number from `least` to `most`, in decimal and without quotes.
 
-    `unit` is what it counts ("bytes", "percent"), for the reference.
+    `unit` is what it counts ("bytes", "percent"), for the reference; `hint` may know more about a
+    number out of bounds.
     """
 
     least: int
     most: int
     unit: str = ""
+    hint: Callable[[str], str] = lambda _: ""
 
     def read(self, walker: Walker, node: Node, what: str) -> int | None:
         """See Reader."""
@@ -114,7 +116,7 @@ class Whole:
         elif node.tag == "int" and _DECIMAL.fullmatch(text):
             if len(text) <= 12 and self.least <= int(text) <= self.most:
                 return int(text)
-            walker.error(node, f"{what} must be {wanted}, and not {quoted(text)}")
+            walker.error(node, f"{what} must be {wanted}, and not {quoted(text)}", self.hint(text))
         elif node.tag == "str" and text.isascii() and text.isdecimal():
             digits = text.lstrip("0") or "0"
             walker.error(
@@ -161,6 +163,30 @@ class Flag:
             unquoted = node.text in ("true", "false")  # so it stands in quotes
             hint = f"write {node.text} without quotes" if unquoted else ""
             walker.error(node, f"{what} must be {wanted}, and not {_said(node)}", hint)
+        return None
+
+
+@dataclass(frozen=True, slots=True)
+class OneOf:
+    """One of a few whole numbers."""
+
+    numbers: tuple[int, ...]
+
+    def read(self, walker: Walker, node: Node, what: str) -> int | None:
+        """See Reader."""
+        walker.visit(node)
+        wanted, known = alternatives(map(str, self.numbers)), tuple(map(str, self.numbers))
+        if not isinstance(node, Scalar):
+            walker.error(node, f"{what} must be {wanted}, and this is {meaning(node)}")
+        elif node.tag == "null":
+            walker.error(node, f"{what} has no value", f"give it {wanted}, or remove it")
+        elif node.text not in known:
+            walker.error(node, f"{what} must be {wanted}, and not {_said(node)}")
+        elif node.tag == "str":
+            hint = f"write {node.text} without quotes"
+            walker.error(node, f"{what} must be a number, and this is text", hint)
+        else:
+            return int(node.text)
         return None
 
 

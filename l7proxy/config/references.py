@@ -10,7 +10,7 @@ from l7proxy.config import rules
 from l7proxy.config.language import BackendDraft, Draft, ListenerDraft, RefDraft, RouteDraft
 from l7proxy.config.problems import quoted
 from l7proxy.config.walker import At, Walker, did_you_mean
-from l7proxy.model import Policy, Protocol
+from l7proxy.model import Policy
 
 
 def check(walker: Walker, draft: Draft) -> None:
@@ -25,6 +25,7 @@ def check(walker: Walker, draft: Draft) -> None:
         if draft.backends is not None:
             _backends_of(walker, route, backends)
         _weights(walker, route)
+    rules.routes.check(walker, draft)
 
 
 def _route_names(walker: Walker, routes: list[RouteDraft]) -> None:
@@ -44,24 +45,13 @@ def _route_names(walker: Walker, routes: list[RouteDraft]) -> None:
 
 def _listeners_of(walker: Walker, route: RouteDraft, known: dict[str, ListenerDraft]) -> None:
     for ref in route.listeners or []:
-        listener = known.get(ref.value)
-        if listener is None:
+        if ref.value not in known:
             _unknown(walker, ref, "listener", {key: one.name for key, one in known.items()})
-        elif listener.protocol is Protocol.TCP:
-            for key in ("hostnames", "matches"):
-                if key in route.fields.keys:
-                    walker.error(
-                        route.fields.keys[key],
-                        f"`{key}` cannot be compared on listener {quoted(ref.value)}, which speaks"
-                        " TCP",
-                        f"remove `{key}`, or take {quoted(ref.value)} out of `listeners`",
-                        notes=(walker.note("the TCP listener", listener.name.node),),
-                    )
 
 
 def _backends_of(walker: Walker, route: RouteDraft, known: dict[str, BackendDraft]) -> None:
     for ref in route.backend_refs or []:
-        if ref.value.name.value not in known:
+        if ref.value.name.value not in known and not ref.value.optional:
             names = {key: one.name for key, one in known.items()}
             _unknown(walker, ref.value.name, "backend", names)
 

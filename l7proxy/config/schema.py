@@ -135,6 +135,7 @@ class Fields:
     values: Mapping[str, At[Any]]
     keys: Mapping[str, Node]
     node: Node
+    excused: frozenset[str] = frozenset()  # keys whose lack follows from what has been reported
 
     def at(self, key: str) -> At[Any] | None:
         """The value with its place; None when it is left out or wrong."""
@@ -178,7 +179,7 @@ class Table:
             return Fields({}, {}, node)
         values: dict[str, At[Any]] = {}
         written: dict[str, Node] = {}
-        excused: set[str] = set()  # missing, and that follows from what has been reported
+        excused: set[str] = set()
         for text, (key, value) in walker.entries(node).items():
             if (known := self.keys.get(text)) is not None:
                 written[text] = key
@@ -198,7 +199,7 @@ class Table:
             if known.required and name not in written and name not in excused:
                 shown = Node(node.start, node.start + 1) if node.pairs else node
                 walker.error(shown, f"{self.noun} needs `{name}`", known.hint or known.doc)
-        return Fields(values, written, node)
+        return Fields(values, written, node, frozenset(excused))
 
     def _without_keys(self, walker: Walker, node: Node, what: str) -> Fields | None:
         if self.short:

@@ -105,6 +105,33 @@ def no_mode(text: str) -> Bad:
 _HOST_LABEL = re.compile(r"[a-z0-9](?:[a-z0-9-]*[a-z0-9])?")
 
 
+def precise_hostname(text: str) -> str:
+    """A hostname to go to, in lower case: Gateway API v1, PreciseHostname, has no wildcard."""
+    if text.startswith("*"):
+        hint = "write one host: it is where requests go"
+        raise Bad(f"{quoted(text)} is a wildcard", hint, slice(0, 1))
+    if ":" in text and "://" not in text and not is_ipv6(text.strip("[]")):
+        bare = text.partition(":")[0]
+        raise Bad(
+            f"the hostname {quoted(text)} has a port",
+            f"write {bare[:60]}" if bare else "",
+            slice(len(bare), None),
+        )
+    return _hostname(text, "write the host alone, such as www.example.com")
+
+
+def sni(text: str) -> str:
+    """A name that clients ask for by SNI, or a wildcard as in `hostname`."""
+    return _hostname(text, "write names of hosts, such as *.example.com")
+
+
+def _hostname(text: str, hint: str) -> str:
+    try:
+        return hostname(text)
+    except Bad as bad:  # its hints that name other keys are those for the hostnames of a route
+        raise Bad(bad.message, hint if "`" in bad.hint else bad.hint, bad.part) from None
+
+
 def hostname(text: str) -> str:
     """A hostname of a route, in lower case: a DNS name, or `*.` and a DNS name.
 

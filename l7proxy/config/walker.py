@@ -75,7 +75,16 @@ class Walker:
         return self.source.text[node.start : node.end]
 
     def key(self, node: Node, name: str) -> Node | None:
-        """The key of that name in a map, of itself or merged in."""
+        """The key of that name in a map, of its own or merged in."""
+        pair = self._pair(node, name)
+        return None if pair is None else pair[0]
+
+    def value(self, node: Node, name: str) -> Node | None:
+        """What stands behind that key."""
+        pair = self._pair(node, name)
+        return None if pair is None else pair[1]
+
+    def _pair(self, node: Node, name: str) -> tuple[Node, Node] | None:
         self.visit(node)
         if not isinstance(node, nodes.Mapping):
             return None
@@ -84,8 +93,8 @@ class Walker:
             if isinstance(key, Scalar) and key.tag == "merge":
                 merged += value.items if isinstance(value, Sequence) else [value]
             elif isinstance(key, Scalar) and key.text == name:
-                return key
-        return next((found for part in merged if (found := self.key(part, name))), None)
+                return key, value
+        return next((found for part in merged if (found := self._pair(part, name))), None)
 
     def _find_again(self, node: Scalar, part: str, first: int) -> int:
         """The part in a text that was folded or has escapes: as many times there as here."""

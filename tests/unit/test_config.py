@@ -192,7 +192,7 @@ def test_render_sorts_and_counts() -> None:
     report = check_text(text, "p.yaml")
     assert [line for line in report.render().splitlines() if line.startswith("p.yaml")] == [
         "p.yaml:1:30: error: `x` has no port",
-        "p.yaml:2:10: error: a route needs `backendRefs`",
+        "p.yaml:2:10: error: a route needs `backendRefs`, `respond`, `redirect` or `deny: true`",
         "p.yaml:2:10: error: a route needs `name`",
         "p.yaml:3:13: error: `web` has no value",
         "p.yaml: 4 errors",

@@ -11,6 +11,7 @@ from l7proxy.config.readers import Text
 from l7proxy.config.schema import ListOf
 
 MAX_BLOCKS = 10_000  # security limit: CIDR blocks of one list
+MAX_WEIGHT = 1_000_000  # Gateway API v1, BackendRef: maximum
 
 
 def refuse(bad: Callable[[str], Bad]) -> Callable[[Scalar], Bad | None]:
@@ -31,6 +32,20 @@ HOSTNAME = Text(
     pattern=r"^(\*\.)?[A-Za-z0-9]([A-Za-z0-9.-]*[A-Za-z0-9])?$",
     most=values.MAX_HOSTNAME + 2,
     examples=("api.example.com", "*.example.com"),
+)
+SNI = Text(
+    values.sni,
+    kind="a hostname",
+    pattern=HOSTNAME.pattern,
+    most=HOSTNAME.most,
+    examples=HOSTNAME.examples,
+)
+PRECISE_HOSTNAME = Text(
+    values.precise_hostname,
+    kind="a hostname without a wildcard",
+    pattern=r"^[A-Za-z0-9]([A-Za-z0-9.-]*[A-Za-z0-9])?$",
+    most=values.MAX_HOSTNAME,
+    examples=("www.example.com",),
 )
 _DURATION_PATTERN = r"^([0-9]{1,9}(ms|s|m|h))+$"
 

@@ -1,56 +1,239 @@
-"""The keys of a match: what a request has to be like."""
+"""The keys of a match: what a request has to be like.
+
+The words are those of HTTPRouteMatch (Gateway API v1), and so is what they mean.
+"""
 
 from __future__ import annotations
 
-from l7proxy.config import values
+from collections.abc import Callable
+from dataclasses import replace
+
+from l7proxy.config import httpvalues, values
 from l7proxy.config.language.drafts import MatchDraft
 from l7proxy.config.nodes import Node
-from l7proxy.config.readers import Choice, Text
-from l7proxy.config.schema import Fields, Key, Made, Table
-from l7proxy.config.walker import Walker
-from l7proxy.model import Match, PathMatch, PathType
+from l7proxy.config.readers import Choice, Text, parsed
+from l7proxy.config.schema import Fields, Key, Kinds, ListOf, Made, MapOf, Table
+from l7proxy.config.walker import At, Walker
+from l7proxy.model import Match, PathMatch, PathType, ValueMatch, ValueType
 
-PATH = Text(values.path, kind="a path", pattern="^/", most=values.MAX_PATH, examples=("/api",))
+MAX_VALUES = 64  # security limit: header fields, query parameters, protocols of one match
+
+PATH = Text(
+    values.path,
+    kind="a path",
+    pattern="^/",
+    most=values.MAX_PATH,
+    examples=("/", "/api", "/v1/users"),
+)
+PATTERN = "a regular expression in RE2's syntax, which takes linear time whatever it is given"
+_ANY_TEXT = Text(str)  # of what it is depends on `type`
 
 
-def _path(_walker: Walker, fields: Fields, _node: Node) -> PathMatch | None:
-    value = fields.get("value")
+def _path(walker: Walker, fields: Fields, _node: Node) -> PathMatch | None:
+    value = fields.at("value")
     if value is None or fields.wrong("type"):
         return None
-    return PathMatch(fields.get("type", PathType.PATH_PREFIX), value)
+    kind = fields.get("type", PathType.PATH_PREFIX)
+    parse = httpvalues.path_pattern if kind is PathType.REGULAR_EXPRESSION else values.path
+    text = parsed(walker, value.node, value.value, parse)
+    return None if text is None else PathMatch(kind, text)
 
 
-PATH_MATCH = Made(
-    Table(
-        "a path",
-        {
-            "type": Key(
-                Choice(PathType, later={"RegularExpression": "use `Exact` or `PathPrefix`"}),
-                "how it is compared; PathPrefix when left out",
-            ),
-            "value": Key(PATH, "the path, from its first `/`", required=True),
-        },
-        short="value",
+PATH_MATCH = Kinds(
+    scalar=Made(PATH, lambda _walker, text, _node: PathMatch(PathType.PATH_PREFIX, text)),
+    mapping=Made(
+        Table(
+            "a path",
+            {
+                "type": Key(
+                    Choice(
+                        PathType,
+                        docs={
+                            "Exact": "the same path, and nothing else",
+                            "PathPrefix": "this path and everything below it, by whole elements:"
+                            " `/abc` matches `/abc`, `/abc/` and `/abc/x`, not `/abcd`",
+                            "RegularExpression": f"the whole path matches {PATTERN}",
+                        },
+                    ),
+                    "How the path is compared.",
+                    default="PathPrefix",
+                ),
+                "value": Key(
+                    _ANY_TEXT,
+                    "The path, from its first `/`, or the regular expression.",
+                    required=True,
+                    hint="the path, from its first `/`",
+                ),
+            },
+        ),
+        _path,
     ),
-    _path,
+)
+
+_VALUE_TYPE = Choice(
+    ValueType,
+    docs={
+        "Exact": "the same text, in the same case",
+        "RegularExpression": f"the whole value matches {PATTERN}",
+    },
+)
+
+
+def _values_reader(
+    noun: str, name: Text[str], exact: Callable[[str], str], example: str
+) -> Kinds[list[At[ValueMatch]]]:
+    """`{NAME: VALUE}`, `{NAME: {type, value}}`, or a list of `{name, type, value}`."""
+
+    def make(walker: Walker, fields: Fields, _node: Node) -> ValueMatch | None:
+        value = fields.at("value")
+        if value is None or fields.wrong("type") or fields.wrong("name"):
+            return None
+        kind = fields.get("type", ValueType.EXACT)
+        parse = httpvalues.pattern if kind is ValueType.REGULAR_EXPRESSION else exact
+        text = parsed(walker, value.node, value.value, parse)
+        return None if text is None else ValueMatch(fields.get("name", ""), text, kind)
+
+    keys = {
+        "type": Key(_VALUE_TYPE, "How the value is compared.", default="Exact"),
+        "value": Key(
+            _ANY_TEXT,
+            "The value, or the regular expression.",
+            required=True,
+            hint="what it is compared with",
+        ),
+    }
+    named = {"name": Key(name, f"The name of {noun}.", required=True, hint="its name")}
+    one = Kinds(
+        scalar=Made(Text(exact), lambda _walker, text, _node: ValueMatch("", text)),
+        mapping=Made(Table(noun, keys), make),
+    )
+    every = MapOf(
+        one,
+        f"at least one {noun.partition(' ')[2]}",
+        name,
+        example,
+        f"the name of {noun}",
+        MAX_VALUES,
+    )
+    return Kinds(
+        mapping=Made(every, _from_map),
+        sequence=ListOf(
+            Made(Table(noun, {**named, **keys}), make),
+            noun,
+            f"write {{{example}}}",
+            most=MAX_VALUES,
+        ),
+    )
+
+
+def _from_map(
+    _walker: Walker, entries: list[tuple[At[str], ValueMatch | None]], _node: Node
+) -> list[At[ValueMatch]]:
+    return [
+        At(replace(value, name=name.value), name.node)
+        for name, value in entries
+        if value is not None
+    ]
+
+
+HEADERS = _values_reader(
+    "a header",
+    Text(
+        httpvalues.header_name_to_match,
+        kind="a header name",
+        pattern=f"^{httpvalues.TOKEN}$",
+        most=httpvalues.MAX_HEADER_NAME,
+        examples=("x-canary",),
+    ),
+    httpvalues.header_value,
+    'x-canary: "1"',
+)
+QUERY_PARAMS = _values_reader(
+    "a query parameter",
+    Text(
+        httpvalues.query_name,
+        kind="the name of a query parameter",
+        pattern="^[^&=#?]+$",
+        most=httpvalues.MAX_QUERY_NAME,
+        examples=("version",),
+    ),
+    httpvalues.query_value,
+    'version: "2"',
+)
+METHOD = Text(
+    httpvalues.method,
+    kind="a method",
+    pattern=f"^{httpvalues.TOKEN}$",
+    most=httpvalues.MAX_METHOD,
+    examples=("GET", "POST"),
+)
+ALPN = Text(
+    httpvalues.alpn,
+    kind="an ALPN protocol id",
+    pattern="^[!-~]+$",
+    most=httpvalues.MAX_ALPN,
+    examples=("h2", "http/1.1"),
 )
 
 
 def _match(walker: Walker, fields: Fields, node: Node) -> MatchDraft | None:
-    path = fields.get("path")
-    if path is None:
-        return None
-    return MatchDraft(Match(path, location=walker.location(node)), fields)
+    headers, query = fields.get("headers", []), fields.get("queryParams", [])
+    match = Match(
+        path=fields.get("path", Match().path),
+        method=fields.get("method"),
+        headers=_first_of_each(headers),
+        query=_first_of_each(query),
+        alpn=tuple(dict.fromkeys(at.value for at in fields.get("alpn", []))),
+        location=walker.location(node),
+    )
+    return MatchDraft(match, fields, tuple(headers), tuple(query))
+
+
+def _first_of_each(written: list[At[ValueMatch]]) -> tuple[ValueMatch, ...]:
+    """Gateway API v1, HTTPHeaderMatch: of equivalent names "only the first entry" counts."""
+    first: dict[str, ValueMatch] = {}
+    for at in written:
+        first.setdefault(at.value.name, at.value)
+    return tuple(first.values())
 
 
 MATCH = Made(
     Table(
         "a match",
-        {"path": Key(PATH_MATCH, "a match is `path: /x`, a prefix", required=True)},
-        later=dict.fromkeys(
-            ("method", "headers", "queryParams"), "this version matches by hostname and path"
-        ),
-        empty="leave `matches` out to match every path",
+        {
+            "path": Key(
+                PATH_MATCH,
+                "The path of the request, without its query. A text alone is a `PathPrefix`.",
+                default="/",
+            ),
+            "method": Key(METHOD, "The method, in upper case.", default="every method"),
+            "headers": Key(
+                HEADERS,
+                "Header fields that the request has to have, all of them. A map from names to"
+                " values compares them as they are; names have no case. Of two entries with one"
+                " name the first counts.",
+                default="any",
+            ),
+            "queryParams": Key(
+                QUERY_PARAMS,
+                "Parameters that the query has to have, all of them, written as `headers` are."
+                " Of a parameter that a request repeats, the first one counts.",
+                default="any",
+            ),
+            "alpn": Key(
+                ListOf(ALPN, "a protocol id", "write [h2]", most=MAX_VALUES),
+                "On a TLS listener: the client offers one of these protocols, such as `h2` or"
+                " `http/1.1`.",
+                default="any",
+            ),
+        },
+        foreign={
+            "hostname": "`hostnames` stands in the route",
+            "hostnames": "`hostnames` stands in the route",
+            "host": "`hostnames` stands in the route",
+            "prefix": "write `path: /x`",
+        },
+        empty="leave `matches` out to match everything",
         plain="path",
     ),
     _match,

@@ -2,6 +2,6 @@
 
 from __future__ import annotations
 
-from l7proxy.config.rules import listeners
+from l7proxy.config.rules import listeners, routes
 
-__all__ = ["listeners"]
+__all__ = ["listeners", "routes"]
