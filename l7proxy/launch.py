@@ -13,6 +13,7 @@ import os
 import socket
 import sys
 import time
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -29,7 +30,7 @@ from l7proxy.net.listen import bound_address, open_listeners
 from l7proxy.supervisor import EXIT_FAILED, Supervisor
 from l7proxy.telemetry import log as operational
 from l7proxy.telemetry.accesslog import AccessLog
-from l7proxy.telemetry.counters import Counter, SharedCounters
+from l7proxy.telemetry.counters import Counter, Rows, SharedCounters
 from l7proxy.telemetry.log import event
 
 log = logging.getLogger(__name__)
@@ -81,7 +82,8 @@ def run(options: Options) -> int:
     wanted = _wanted(options.datapath)
     listeners = open_listeners(policy)
     way = _load(wanted, options.datapath, workers, _pairs(policy, workers, files))
-    shared = SharedCounters(workers, len(listeners))
+    shared = SharedCounters(workers)
+    rows = Rows(shared).assign(row_names(policy))
     access_log = AccessLog.open(options.access_log)
 
     # Python imports codecs when they are first used, and the workers' user may not be able to read
@@ -98,6 +100,7 @@ def run(options: Options) -> int:
             splicer=way.splicer(slot),
             datapath=way.datapath,
             counters=shared.slot(slot),
+            rows=rows,
             access_log=access_log,
             control_fd=control_fd,
         )
@@ -251,6 +254,16 @@ def _pairs(policy: Policy, workers: int, files: int) -> int:
     share = max(_EVEN_SHARE, 2 * connections // workers)
     most = (files - _RESERVE) // 2 if files > 0 else _MOST_PAIRS  # RLIM_INFINITY is -1
     return max(_RESERVE, min(connections, share, most, _MOST_PAIRS))
+
+
+def row_names(policy: Policy) -> Iterator[str]:
+    """What of a policy is counted in rows."""
+    for listener in policy.listeners:
+        yield f"listener:{listener}"
+    for backend in policy.backends.values():
+        yield f"backend:{backend.name}"
+        for endpoint in backend.endpoints:
+            yield f"endpoint:{backend.name}/{endpoint}"
 
 
 def _close(listeners: list[tuple[Listener, socket.socket]]) -> None:

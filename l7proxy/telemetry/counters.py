@@ -17,9 +17,15 @@ The facts behind the layout:
 from __future__ import annotations
 
 import mmap
+from collections import deque
+from collections.abc import Iterable
 from enum import IntEnum, unique
 
-from l7proxy.errors import Reason
+from l7proxy.errors import L7ProxyError, Reason
+
+ROWS = 65_536
+"""Names that can be counted at once, those of old policies with live connections included. A row
+is 16 bytes in each slot, and memory only once it is used."""
 
 _WORD = 8
 _LINE_WORDS = 64 // _WORD
@@ -91,32 +97,99 @@ class Counters:
         if reason is not Reason.DONE:
             self.view[ERRORS[reason]] += 1
 
-    def enter(self, listener: int) -> None:
-        """One connection more lives on the listener with this index (order of the policy)."""
-        self.view[self._first + 2 * listener] += 1
+    def enter(self, row: int) -> None:
+        """One connection more lives on what has this row (see `Rows`)."""
+        self.view[self._first + 2 * row] += 1
 
-    def leave(self, listener: int) -> None:
-        """One connection fewer lives on this listener."""
-        self.view[self._first + 2 * listener + 1] += 1
+    def leave(self, row: int) -> None:
+        """One connection fewer lives on it; each `enter` has its `leave` on the same row."""
+        self.view[self._first + 2 * row + 1] += 1
 
-    def present(self, listener: int) -> int:
-        """How many connections live on this listener, over all workers."""
-        return self._shared.present(listener)
+    def present(self, row: int) -> int:
+        """How many connections live on it, over all workers."""
+        return self._shared.present(row)
+
+
+class RowsExhausted(L7ProxyError):
+    """A policy names more than can be counted."""
+
+
+class Rows:
+    """Which name has which row. In the supervisor only; workers are told the result.
+
+    Names are `listener:web`, `backend:api`, `endpoint:api/127.0.0.1:9001`. A name that no policy
+    has any more gives its row back, but another name gets it only when nobody is present there,
+    and the row that was free for the longest time first. A dial of an old policy may still enter
+    it after that; then a count is too high for as long as that lasts, and right again afterwards,
+    for each `enter` has its `leave`.
+    """
+
+    def __init__(self, shared: SharedCounters) -> None:
+        self._shared = shared
+        self._rows: dict[str, int] = {}
+        self._retired: deque[int] = deque()
+        self._unused = 0  # rows from here on never had a name
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def __getitem__(self, name: str) -> int:
+        return self._rows[name]
+
+    def assign(self, names: Iterable[str]) -> dict[str, int]:
+        """The rows of all these names; a name keeps the row that it has.
+
+        Raises RowsExhausted, and then has assigned none.
+        """
+        wanted = dict.fromkeys(names)
+        new = [name for name in wanted if name not in self._rows]
+        found: list[int] = []
+        try:
+            for _ in new:
+                found.append(self._take())
+        except RowsExhausted:
+            self._retired.extendleft(reversed(found))
+            raise
+        self._rows.update(zip(new, found, strict=True))
+        return {name: self._rows[name] for name in wanted}
+
+    def keep(self, names: Iterable[str]) -> None:
+        """Give back the rows of all other names. Not before every worker is done with them."""
+        kept = set(names)
+        for name in [name for name in self._rows if name not in kept]:
+            self._retired.append(self._rows.pop(name))
+
+    def _take(self) -> int:
+        for _ in range(len(self._retired)):
+            row = self._retired.popleft()
+            if self._shared.present(row) == 0:
+                return row
+            self._retired.append(row)
+            if self._unused < self._shared.rows:
+                break  # there are enough: no need to look at all that are still in use
+        if self._unused == self._shared.rows:
+            raise RowsExhausted(
+                f"too many listeners, backends and endpoints: {self._shared.rows:,} can be counted"
+                f" at once ({len(self._rows):,} are in use, {len(self._retired):,} belong to"
+                " connections of policies before); split the policy over several l7proxy"
+            )
+        self._unused += 1
+        return self._unused - 1
 
 
 class SharedCounters:
     """The slots of all workers. Make it before the first fork.
 
-    `listeners` is how many listeners the policy has: each slot keeps their live connections, so
-    that a listener's connection limit can hold over all workers.
+    `rows` is how many names each slot has room for: their live connections are counted there, so
+    that a limit can hold over all workers.
     """
 
-    def __init__(self, workers: int, listeners: int = 0) -> None:
+    def __init__(self, workers: int, rows: int = ROWS) -> None:
         if workers < 1:
             raise ValueError("a slot for at least one worker is needed")
-        used = len(Counter) + 2 * listeners
+        used = len(Counter) + 2 * rows
         self.workers = workers
-        self.listeners = listeners
+        self.rows = rows
         self._stride = -(-used // _LINE_WORDS) * _LINE_WORDS
         self._map = mmap.mmap(-1, workers * self._stride * _WORD)
         self._bytes = memoryview(self._map)
@@ -134,12 +207,12 @@ class SharedCounters:
         """The sum of a counter over all workers, live."""
         return sum(self._words[counter :: self._stride])
 
-    def present(self, listener: int) -> int:
-        """How many connections live on the listener with this index, over all workers.
+    def present(self, row: int) -> int:
+        """How many connections live on what has this row, over all workers.
 
         A worker that counts an end between the two reads cannot make this negative.
         """
-        word = len(Counter) + 2 * listener
+        word = len(Counter) + 2 * row
         left = sum(self._words[word + 1 :: self._stride])
         return max(0, sum(self._words[word :: self._stride]) - left)
 
@@ -168,9 +241,9 @@ class SharedCounters:
         lost = (view[Counter.ACCEPTED] - view[Counter.CLOSED]) & _MASK
         for started, ended in _PAIRED:
             view[ended] = view[started]
-        for listener in range(self.listeners):
-            word = len(Counter) + 2 * listener
-            view[word + 1] = view[word]
+        entered = len(Counter)
+        used = entered + 2 * self.rows
+        view[entered + 1 : used : 2] = view[entered:used:2]
         return lost
 
     def close(self) -> None:

@@ -69,7 +69,7 @@ class OpenListener:
     """A listener at work in this worker."""
 
     worker: Worker
-    index: int
+    row: int  # of the counters
     name: str
     protocol: ListenerProtocol
     limits: Limits
@@ -123,8 +123,8 @@ class Worker:
         # each worker begins with another endpoint: else all of them would favour the first ones
         routers = compile_routers(setup.policy, start=setup.slot)
         self._listeners = [
-            self._open_listener(index, listener, routers[listener.name], sock)
-            for index, (listener, sock) in enumerate(setup.listeners)
+            self._open_listener(setup, listener, routers[listener.name], sock)
+            for listener, sock in setup.listeners
         ]
         self.register(setup.control_fd, select.EPOLLIN | select.EPOLLRDHUP, _Control(self))
         if self.splicer is not None:
@@ -133,11 +133,11 @@ class Worker:
         self._take_signals()
 
     def _open_listener(
-        self, index: int, listener: Listener, router: Router, sock: socket.socket
+        self, setup: WorkerSetup, listener: Listener, router: Router, sock: socket.socket
     ) -> OpenListener:
         opened = OpenListener(
             worker=self,
-            index=index,
+            row=setup.rows[f"listener:{listener.name}"],
             name=listener.name,
             protocol=listener.protocol,
             limits=listener.limits,
@@ -263,13 +263,13 @@ class Worker:
                 self._accept_failed(listener, error)
                 return
             self.now = self.clock()
-            if self._counters.present(listener.index) >= listener.limits.connections:
+            if self._counters.present(listener.row) >= listener.limits.connections:
                 self._refuse(client, Reason.CONNECTION_LIMIT)
                 continue
             connection = Connection(self, listener, client, address)
             self._connections.add(connection)
             self.view[Counter.ACCEPTED] += 1
-            self._counters.enter(listener.index)
+            self._counters.enter(listener.row)
             self._guard_call(connection, connection.begin)
 
     def _refuse(self, client: socket.socket, reason: Reason) -> None:
@@ -350,7 +350,7 @@ class Worker:
         self._connections.discard(connection)
         self._soon.discard(connection)
         self.view[Counter.CLOSED] += 1
-        self._counters.leave(connection.listener.index)
+        self._counters.leave(connection.listener.row)
         self._counters.fail(record.reason)
         self._log.write(record)
 

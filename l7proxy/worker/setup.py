@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import socket
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from l7proxy.datapath.sockmap import Splicer
@@ -16,9 +17,10 @@ class WorkerSetup:
     """One worker's share.
 
     `listeners` stand in the policy's order, each with its listening socket, which all workers
-    share; `net.listen` has set on it what accepted sockets inherit. `splicer` is None where pairs
-    are relayed. The supervisor holds the other end of `control_fd`: EOF on it means that the
-    supervisor is gone.
+    share; `net.listen` has set on it what accepted sockets inherit. `rows` are the rows of
+    `counters` by name: `listener:web`, `backend:api`, `endpoint:api/127.0.0.1:9001`. `splicer` is
+    None where pairs are relayed. The supervisor holds the other end of `control_fd`: EOF on it
+    means that the supervisor is gone.
     """
 
     slot: int
@@ -27,5 +29,6 @@ class WorkerSetup:
     splicer: Splicer | None
     datapath: Datapath
     counters: Counters
+    rows: Mapping[str, int]
     access_log: AccessLog
     control_fd: int

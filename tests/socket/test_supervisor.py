@@ -108,7 +108,7 @@ def descriptors() -> int:
 
 
 def test_a_dead_worker_is_replaced_at_once_and_its_gauges_end() -> None:
-    shared = SharedCounters(2, listeners=1)
+    shared = SharedCounters(2, rows=1)
     lost: list[int] = []
 
     def on_exit(slot: int) -> int:
