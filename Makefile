@@ -3,7 +3,7 @@
 PY := .venv/bin/python
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check lint types floors object bench kernel-matrix bpf lock clean tools
+.PHONY: help demo test check lint types floors object bench kernel-matrix bpf schema lock clean tools
 
 help: ## this list
 	@sed -n 's/^\([a-z-]*\):[^#]*## /\1	/p' Makefile | while IFS='	' read -r name text; do \
@@ -40,6 +40,10 @@ kernel-matrix: tools ## the data-path tests on Debian's 6.1 and 6.12 kernels in 
 
 bpf: tools ## rebuild l7proxy/datapath/l7proxy.bpf.o (clang-14)
 	$(MAKE) -C bpf
+
+schema: tools ## make policies/schema.json and policies/README.md from the language's tables
+	$(PY) -m l7proxy schema > policies/schema.json
+	$(PY) -m l7proxy schema --manual > policies/README.md
 
 lock: ## resolve the requirements anew into the two lock files
 	@.ci/lock

@@ -129,3 +129,12 @@ def test_a_name_that_is_no_text_can_be_printed(l7proxy: Verbs) -> None:
     code, _, err = l7proxy("check", "\udcff.yaml")
     assert code == 1
     assert err.startswith("\ufffd.yaml:1:1: error: cannot read this file: No such file")
+
+
+def test_schema_and_manual(l7proxy: Verbs) -> None:
+    code, found = l7proxy.json("schema")
+    assert (code, found["title"]) == (0, "l7proxy policy")
+    code, out, err = l7proxy("schema", "--manual")
+    assert (code, err) == (0, "")
+    assert out.startswith("# Policies\n")
+    assert not out.endswith("\n\n")
