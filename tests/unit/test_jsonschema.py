@@ -163,7 +163,7 @@ def test_every_key_is_described_in_sentences() -> None:
     for name, value in found:
         if name == "endpoints":
             continue
-        assert value["description"][0].isupper() or value["description"][0] == "`", name
+        assert not value["description"][0].islower(), name
         assert value["description"].endswith("."), name
 
 
