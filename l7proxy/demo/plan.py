@@ -18,6 +18,7 @@ from l7proxy.model import (
     PathType,
     Policy,
     Protocol,
+    Request,
     Route,
     SocketAddress,
 )
@@ -60,7 +61,7 @@ def _http(
     reached = []
     for route in _routes(policy, listener):
         host, path = _sample(route)
-        decision = router.decide(host, path)
+        decision = router.decide(Request(host=host, path=path))
         if isinstance(decision, Forward) and decision.route.name == route.name:
             yield traffic.hello(at, f"http://{host}{path}", _groups(route), scratch)
             reached.append((host, path))
@@ -84,7 +85,7 @@ def _http(
 
 
 def _forwards(router: Router, host: str, path: str) -> bool:
-    return isinstance(router.decide(host, path), Forward)
+    return isinstance(router.decide(Request(host=host, path=path)), Forward)
 
 
 def _listeners(policy: Policy, protocol: Protocol) -> list[Listener]:

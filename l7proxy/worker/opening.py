@@ -91,7 +91,7 @@ class Opening:
         connection, record = self._connection, self._connection.record
         record.head_ms = connection.elapsed()
         record.method, record.host, record.path = head.method, head.host, head.path
-        decision = connection.listener.router.decide(head.host, head.path)
+        decision = connection.listener.router.decide(head)
         if isinstance(decision, Respond):
             refused = decision.status == HTTPStatus.BAD_REQUEST
             connection.end_with(Reason.BAD_REQUEST if refused else Reason.LOCAL_REPLY)

@@ -9,6 +9,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from l7proxy.config import Report, check, check_text
+from l7proxy.model import Request
 from l7proxy.routing import compile_routers
 
 SAMPLES = sorted((Path(__file__).resolve().parents[2] / "policies").glob("*.yaml"))
@@ -31,7 +32,7 @@ def sound(report: Report) -> None:
         assert "\n" not in problem.message
     if report.policy is not None:
         for router in compile_routers(report.policy).values():
-            router.decide("a.example.com", "/v1/../x")
+            router.decide(Request(host="a.example.com", path="/v1/../x"))
             router.decide_stream()
 
 

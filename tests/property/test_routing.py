@@ -20,6 +20,7 @@ from l7proxy.model import (
     PathMatch,
     PathType,
     Policy,
+    Request,
     Respond,
     Route,
 )
@@ -96,7 +97,7 @@ def best(policy: Policy, host: str, path: str) -> str | None:
 
 @given(policies(), hosts, paths)
 def test_the_router_finds_what_the_rules_say(policy: Policy, host: str, path: str) -> None:
-    decision = compile_routers(policy)["web"].decide(host, path)
+    decision = compile_routers(policy)["web"].decide(Request(host=host, path=path))
     found = decision.route.name if isinstance(decision, Forward) else None
     assert found == best(policy, host, path)
     assert isinstance(decision, Forward) or decision is NOT_FOUND
@@ -105,7 +106,7 @@ def test_the_router_finds_what_the_rules_say(policy: Policy, host: str, path: st
 @given(policies(), hosts, wild_paths)
 def test_no_reading_of_a_path_leads_elsewhere(policy: Policy, host: str, path: str) -> None:
     """What is forwarded is forwarded by the route of every reading; 400 has a reason."""
-    decision = compile_routers(policy)["web"].decide(host, path)
+    decision = compile_routers(policy)["web"].decide(Request(host=host, path=path))
     routes = {best(policy, host, reading) for reading in readings(path)}
     if decision is AMBIGUOUS:
         assert len(routes) > 1
@@ -133,7 +134,7 @@ def test_any_text_is_decided(host: str, path: str) -> None:
     route = Route("r", (match,), (BackendRef("app"),), hostnames=("*.a", "b"))
     backends = {"app": Backend("app", (Endpoint(address),))}
     router = compile_routers(Policy({"web": Listener("web", address)}, (route,), backends))["web"]
-    assert isinstance(router.decide(host, path), Forward | Respond)
+    assert isinstance(router.decide(Request(host=host, path=path)), Forward | Respond)
 
 
 @given(policies(), hosts, paths)
@@ -141,7 +142,10 @@ def test_order_matters_only_for_ties(policy: Policy, host: str, path: str) -> No
     owned = Counter(claim for route in policy.routes for claim in {c for c, _ in claims(route)})
     assume(max(owned.values()) == 1)
     turned = Policy(policy.listeners, policy.routes[::-1], policy.backends)
-    one, two = (compile_routers(each)["web"].decide(host, path) for each in (policy, turned))
+    one, two = (
+        compile_routers(each)["web"].decide(Request(host=host, path=path))
+        for each in (policy, turned)
+    )
     assert one == two
 
 

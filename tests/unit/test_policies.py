@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from l7proxy.config import check
-from l7proxy.model import Decision, Forward, Policy, Protocol, Respond
+from l7proxy.model import Decision, Forward, Policy, Protocol, Request, Respond
 from l7proxy.routing import Router, compile_routers
 
 FOLDER = Path(__file__).resolve().parents[2] / "policies"
@@ -63,7 +63,11 @@ def ask(policy: Policy, what: str) -> list[Decision]:
     routers = compile_routers(policy)
     if found := CURL.fullmatch(what):
         router = routers[listener_at(policy, found["at"])]
-        return [router.decide(found["host"] or found["at"].split(":")[0], found["path"])]
+        return [
+            router.decide(
+                Request(host=found["host"] or found["at"].split(":")[0], path=found["path"])
+            )
+        ]
     if found := NETCAT.fullmatch(what):
         at = f"[{found['ip']}]:{found['port']}" if ":" in found["ip"] else ":".join(found.groups())
         return [stream(policy, routers, listener_at(policy, at))]
@@ -75,7 +79,7 @@ def ask(policy: Policy, what: str) -> list[Decision]:
         return anything(routers[name])
     host, slash, path = what.partition("/")
     assert slash, f"a promise that is not understood: {what}"
-    return [routers[name].decide(host, f"/{path}")]
+    return [routers[name].decide(Request(host=host, path=f"/{path}"))]
 
 
 def stream(policy: Policy, routers: dict[str, Router], name: str) -> Decision:
@@ -84,7 +88,11 @@ def stream(policy: Policy, routers: dict[str, Router], name: str) -> Decision:
 
 
 def anything(router: Router) -> list[Decision]:
-    return [router.decide(host, path) for host in ("", "a.test", "::1") for path in ("/", "/a/b")]
+    return [
+        router.decide(Request(host=host, path=path))
+        for host in ("", "a.test", "::1")
+        for path in ("/", "/a/b")
+    ]
 
 
 PROMISES = [

@@ -47,11 +47,13 @@ from l7proxy.model import (
     BackendRef,
     Decision,
     Forward,
+    Hello,
     Listener,
     PathMatch,
     PathType,
     Policy,
     Protocol,
+    Requested,
     Respond,
     Route,
 )
@@ -228,12 +230,12 @@ class Router:
             return self._wildcards.setdefault(host[1:], _Paths())
         return self._exact_hosts.setdefault(host, _Paths())
 
-    def decide(self, host: str, path: str) -> Decision:
-        """What to do with a request: Forward, or Respond with 404, 400 (see the top) or 500.
+    def decide(self, request: Requested) -> Decision:
+        """What to do with a request: as its route says, or Respond with 404 or 400 (see the top).
 
-        `host` is lower case, without port ("" when there is none); `path` is as sent, without the
-        query.
+        500 stands for backends that are not there, or have no weight.
         """
+        host, path = request.host, request.path
         if "%" in path or "/." in path or "//" in path or "\\" in path:
             plain, *others = readings(path)
             choice = self._find(host, plain)
@@ -244,7 +246,7 @@ class Router:
             choice = self._find(host, path)
         return NOT_FOUND if choice is None else choice.take()
 
-    def decide_stream(self) -> Decision:
+    def decide_stream(self, _hello: Hello | None = None) -> Decision:
         """What to do with a connection that has no head (a TCP listener).
 
         Forward by the first route that asks for no host and no path; Respond means that there is
