@@ -50,6 +50,29 @@ class BadRequest(L7ProxyError):
         self.detail = detail
 
 
+class BadHello(L7ProxyError):
+    """First bytes on a TLS listener that are no ClientHello, or one that is not passed on.
+
+    `rule` is the short name of the rule that was broken, `alert` the number of the TLS alert that
+    says so (RFC 8446 section 6).
+    """
+
+    def __init__(self, rule: str, alert: int, detail: str) -> None:
+        super().__init__(f"{rule}: {detail}")
+        self.rule = rule
+        self.alert = alert
+        self.detail = detail
+
+
+class BadProxyHeader(L7ProxyError):
+    """A malformed header of the PROXY protocol; `rule` is the short name of what was broken."""
+
+    def __init__(self, rule: str, detail: str) -> None:
+        super().__init__(f"{rule}: {detail}")
+        self.rule = rule
+        self.detail = detail
+
+
 class Reason(StrEnum):
     """Why a connection ended as it did; `errors` of `/stats` counts all but `DONE`."""
 

@@ -23,11 +23,10 @@ PACKAGE = "l7proxy"
 FLOORS: tuple[tuple[frozenset[str], ...], ...] = (
     (frozenset({"errors"}), frozenset({"model"})),
     (
-        frozenset(
-            {"authority", "budget", "cookies", "gate", "health", "ledger", "maglev", "responses"}
-        ),
+        frozenset({"access", "authority", "budget", "cookies", "gate", "health", "ledger"})
+        | frozenset({"maglev", "proxyproto", "responses"}),
         frozenset({"balance"}),
-        frozenset({"routing", "session", "target"}),
+        frozenset({"clienthello", "forwarded", "routing", "session", "target"}),
         frozenset({"head"}),
     ),
     (frozenset({"config", "datapath", "net", "telemetry"}),),
