@@ -11,7 +11,7 @@ from typing import Any
 
 from l7proxy.config.bad import Bad
 from l7proxy.config.problems import quoted
-from l7proxy.config.values import path
+from l7proxy.config.values import MAX_PATH
 
 # Security limits.
 MAX_HEADER_NAME = 256  # Gateway API v1, HTTPHeaderName: maxLength
@@ -22,6 +22,7 @@ MAX_QUERY_VALUE = 1024  # Gateway API v1, HTTPQueryParamMatch: maxLength
 MAX_PATTERN = 1024  # Gateway API v1, HTTPPathMatch: maxLength
 MAX_ALPN = 255  # RFC 7301, 3.1: opaque ProtocolName<1..2^8-1>
 MAX_COOKIE_NAME = 128
+MAX_EXPECTED = 1024  # bytes that a health check looks for
 MAX_BODY = 64 * 1024  # of a response that stands in the policy
 
 # RFC 9110, 5.6.2: token = 1*tchar
@@ -190,11 +191,6 @@ def path_pattern(text: str) -> str:
     return text
 
 
-def new_path(text: str) -> str:
-    """A path that takes the place of another one, whole or in part."""
-    return path(text)
-
-
 def alpn(text: str) -> str:
     """An id of RFC 7301: 1 to 255 bytes, compared as they are."""
     if not text:
@@ -217,9 +213,79 @@ def cookie_name(text: str) -> str:
     return _token(text, "cookie name", MAX_COOKIE_NAME, hint)
 
 
+_HOST = re.compile(r"(?:[A-Za-z0-9._-]+|\[[0-9A-Fa-f:.]+\])(?::[0-9]{1,5})?")
+
+
+def host(text: str) -> str:
+    """What stands in a Host header: a name or an address, and a port if it is to be there."""
+    if not _HOST.fullmatch(text):
+        raise Bad(f"{quoted(text)} is no host", "such as app.internal, or app.internal:8080")
+    return text
+
+
+def request_target(text: str) -> str:
+    """A path and perhaps a query, as they are sent."""
+    if not text.startswith("/"):
+        raise Bad(f"the path {quoted(text)} does not start with `/`", f"write /{text[:60]}")
+    found = re.search(r"[^!-~]|#", text)
+    if found is not None:
+        at = slice(found.start(), found.end())
+        hint = "percent-encode it, as clients send it (a space is %20)"
+        raise Bad(f"{quoted(found[0])} cannot stand in a path as it is", hint, at)
+    if len(text) > MAX_PATH:
+        raise Bad(f"the path {quoted(text)} has more than {MAX_PATH} characters")
+    return text
+
+
+def expected(text: str) -> str:
+    """A text that has to stand in a body."""
+    if not text:
+        raise Bad("the empty text stands in every body", "leave `body` out")
+    if len(text.encode()) > MAX_EXPECTED:
+        raise Bad(f"the text to look for has at most {MAX_EXPECTED} bytes")
+    return text
+
+
 def body(text: str) -> str:
     """The body of a response, or a part of one."""
     if len(text.encode()) > MAX_BODY:
         hint = "larger ones are for a backend"
         raise Bad(f"a body has at most {MAX_BODY // 1024} KiB", hint)
+    return text
+
+
+_STATUSES = re.compile(r"([0-9]{3})(?:-([0-9]{3}))?")
+
+
+def statuses(text: str) -> tuple[int, int]:
+    """A status or a range of them, both ends included: "204", "200-399"."""
+    found = _STATUSES.fullmatch(text)
+    if found is None:
+        raise no_statuses(text)
+    first, last = int(found[1]), int(found[2] or found[1])
+    if not (100 <= first <= 599 and 100 <= last <= 599):
+        raise Bad(f"{quoted(text)} is not from 100 to 599")
+    if first > last:
+        raise Bad(f"{quoted(text)} ends before it begins", f"write {last}-{first}")
+    return first, last
+
+
+def no_statuses(text: str) -> Bad:
+    """For what looks like nothing in particular."""
+    if re.fullmatch("[1-5]xx", text.lower()):
+        hint = f"write {text[0]}00-{text[0]}99"
+        return Bad(f"{quoted(text)} is no range of statuses", hint)
+    return Bad(f"{quoted(text)} is no range of statuses", "such as 204, or 200-399")
+
+
+def cookie_path(text: str) -> str:
+    """The path of a cookie (RFC 6265, 4.1.1): "any CHAR except CTLs or ";""."""
+    if not text.startswith("/"):
+        raise Bad(f"the path {quoted(text)} does not start with `/`", f"write /{text[:60]}")
+    found = re.search("[^!-~]|;", text)
+    if found is not None:
+        at = slice(found.start(), found.end())
+        raise Bad(f"{quoted(found[0])} cannot stand in the path of a cookie", "", at)
+    if len(text) > MAX_PATH:
+        raise Bad(f"the path {quoted(text)} has more than {MAX_PATH} characters")
     return text

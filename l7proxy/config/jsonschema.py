@@ -122,7 +122,8 @@ class _Schema:
 def _value(reader: Any) -> Schema:
     """The schema of a single value; TypeError for a reader that nobody told this module about."""
     if isinstance(reader, Text):
-        return _text(reader, variables=True)
+        text = _text(reader, variables=True)
+        return _any_of([{"type": "integer"}, text]) if reader.numbers else text
     if isinstance(reader, Whole):
         whole = {"type": "integer", "minimum": reader.least, "maximum": reader.most}
         return _any_of([whole, _VARIABLE])

@@ -70,7 +70,7 @@ class Text(Generic[T]):
     `refuse` finds a better word for what is no text to YAML. `kind` names what it is ("a duration";
     "" for plain text), `pattern` is what every such text matches (whole, in the syntax that ECMA
     262, RE2 and Python share), `most` its greatest length in characters: all three admit whatever
-    `parse` does, and a little more.
+    `parse` does, and a little more. With `numbers` a whole number needs no quotes.
     """
 
     parse: Callable[[str], T]
@@ -79,9 +79,13 @@ class Text(Generic[T]):
     pattern: str = ""
     most: int | None = None
     examples: tuple[str, ...] = ()
+    numbers: bool = False
 
     def read(self, walker: Walker, node: Node, what: str) -> T | None:
         """See Reader."""
+        if self.numbers and isinstance(node, Scalar) and node.tag == "int":
+            walker.visit(node)
+            return parsed(walker, node, node.text, self.parse)
         if isinstance(node, Scalar) and node.tag != "str" and (bad := self.refuse(node)):
             walker.visit(node)
             walker.error(node, bad.message, bad.hint)
@@ -127,7 +131,7 @@ class Whole:
         return None
 
     def _hint(self, node: Scalar) -> str:
-        if self.unit == "percent" and re.fullmatch(r"[0-9]{1,3} ?%", node.text):
+        if self.unit == "percent" and re.fullmatch(r"(100|[0-9]{1,2}) ?%", node.text):
             return f"write {int(node.text.rstrip(' %'))}: the number is a percentage already"
         strange = node.tag == "int" and not re.fullmatch("[-+]?[1-9][0-9]*", node.text)
         return "write it in decimal digits" if strange else ""
@@ -198,11 +202,13 @@ class Choice(Generic[Word]):
     """One word of an enum.
 
     `later` are the words that the language will have and has not yet, each with what to do about
-    it; `docs` says what each word means, for the reference.
+    it; `alone` are words that say too little without more, likewise. `docs` says what each word
+    means, for the reference.
     """
 
     words: type[Word]
     later: dict[str, str] | None = None
+    alone: dict[str, str] | None = None
     docs: dict[str, str] | None = None
 
     @property
@@ -219,11 +225,14 @@ class Choice(Generic[Word]):
             text = expect_text(walker, node, what)
         if text is None:
             return None
-        known, later = self.known, self.later or {}
+        known, later, alone = self.known, self.later or {}, self.alone or {}
         if text in known:
             return self.words(text)
         if text in later:
             walker.error(node, f"{what} {quoted(text)} is not built yet", later[text])
+            return None
+        if text in alone:
+            walker.error(node, f"{what} {quoted(text)} says too little", alone[text])
             return None
         wanted = alternatives(f"`{word}`" for word in known)
         meant = walker.guess(text, known)

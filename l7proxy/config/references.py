@@ -26,6 +26,7 @@ def check(walker: Walker, draft: Draft) -> None:
             _backends_of(walker, route, backends)
         _weights(walker, route)
     rules.routes.check(walker, draft)
+    rules.backends.check(walker, draft)
 
 
 def _route_names(walker: Walker, routes: list[RouteDraft]) -> None:

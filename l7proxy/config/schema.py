@@ -289,13 +289,22 @@ class Kinds(Generic[T]):
 
     def read(self, walker: Walker, node: Node, what: str) -> T | None:
         """See Reader."""
-        if isinstance(node, Scalar):
+        if isinstance(node, Scalar) or _is_bracketed_text(node):
             reader = self.scalar
         else:
             reader = self.sequence if isinstance(node, Sequence) else self.mapping
         reader = reader or self.scalar or self.mapping or self.sequence
         assert reader is not None
         return reader.read(walker, node, what)
+
+
+def _is_bracketed_text(node: Node) -> bool:
+    """Whether it is a map to YAML and text to its author: in a list, [::1]:80 has a list as key."""
+    return (
+        isinstance(node, nodes.Mapping)
+        and bool(node.pairs)
+        and isinstance(node.pairs[0][0], Sequence)
+    )
 
 
 def _copied(walker: Walker, node: Scalar) -> str:

@@ -49,14 +49,18 @@ def no_duration(text: str) -> Bad:
 
 def duration(text: str) -> float:
     """Seconds. The words of Gateway API durations (GEP-2257): whole numbers with h, m, s, ms."""
+    seconds = _seconds(text)
+    if seconds > MAX_HOURS * 3600:
+        raise Bad(f"{quoted(text)} is longer than {MAX_HOURS}h", "0s turns a timeout off")
+    return seconds
+
+
+def _seconds(text: str) -> float:
     if not _DURATION.fullmatch(text):
         raise no_duration(text)
     # In milliseconds first: 0.1 + 0.2 is a surprise, 100 + 200 is not.
     parts = _DURATION_PART.findall(text)
-    milliseconds = sum(int(number) * round(_SECONDS[unit] * 1000) for number, unit in parts)
-    if milliseconds > MAX_HOURS * 3_600_000:
-        raise Bad(f"{quoted(text)} is longer than {MAX_HOURS}h", "0s turns a timeout off")
-    return milliseconds / 1000
+    return sum(int(number) * round(_SECONDS[unit] * 1000) for number, unit in parts) / 1000
 
 
 def positive_duration(text: str) -> float:
@@ -69,10 +73,10 @@ def positive_duration(text: str) -> float:
 
 def duration_of(least: str, most: str) -> Callable[[str], float]:
     """A parser of durations from `least` to `most`."""
-    low, high = duration(least), duration(most)
+    low, high = _seconds(least), _seconds(most)
 
     def read(text: str) -> float:
-        seconds = duration(text)
+        seconds = _seconds(text)
         if not low <= seconds <= high:
             raise Bad(f"{quoted(text)} is not from {least} to {most}")
         return seconds

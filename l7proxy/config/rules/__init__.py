@@ -2,6 +2,6 @@
 
 from __future__ import annotations
 
-from l7proxy.config.rules import listeners, routes
+from l7proxy.config.rules import backends, listeners, routes
 
-__all__ = ["listeners", "routes"]
+__all__ = ["backends", "listeners", "routes"]

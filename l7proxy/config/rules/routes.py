@@ -141,6 +141,23 @@ def needs(route: RouteDraft) -> Iterator[tuple[str, Node, frozenset[Protocol]]]:
             yield "sni", access.keys["sni"], _TLS
 
 
+def possible(route: RouteDraft) -> frozenset[Protocol]:
+    """The protocols that a connection can have that this route takes."""
+    able = EVERY
+    for key, protocols in _KEYS.items():
+        if key in route.fields.keys:
+            able &= protocols
+    if route.matches:
+        of_matches: frozenset[Protocol] = frozenset()
+        for at in route.matches:
+            one = EVERY
+            for key in at.value.fields.keys:
+                one &= _MATCH_KEYS.get(key, EVERY)
+            of_matches |= one
+        able &= of_matches
+    return able
+
+
 def _protocols(walker: Walker, route: RouteDraft, known: dict[str, ListenerDraft]) -> None:
     named = [known[ref.value] for ref in route.listeners or [] if ref.value in known]
     for key, node, protocols in needs(route):
