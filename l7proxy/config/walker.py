@@ -129,10 +129,16 @@ class Walker:
         self._unknown_ids.add(id(node))
 
     def warn(
-        self, node: Node, message: str, hint: str = "", *, notes: tuple[Note, ...] = ()
+        self,
+        node: Node,
+        message: str,
+        hint: str = "",
+        *,
+        notes: tuple[Note, ...] = (),
+        severity: Severity = Severity.WARNING,
     ) -> None:
-        """Reports a warning at `node`."""
-        self.problems.append(Problem(Severity.WARNING, message, self.place(node), hint, notes))
+        """Reports a warning, or a note that is no fault, at `node`."""
+        self.problems.append(Problem(severity, message, self.place(node), hint, notes))
 
     def note(self, message: str, node: Node) -> Note:
         """A second place for a problem."""
