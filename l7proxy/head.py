@@ -29,6 +29,7 @@ import h11
 
 from l7proxy import gate
 from l7proxy.errors import BadRequest
+from l7proxy.filters import Rewriting
 from l7proxy.gate import Rule
 from l7proxy.model import Limits
 from l7proxy.responses import local_response
@@ -304,23 +305,31 @@ _NOT_COPIED = frozenset(
 )
 
 
-def serialise(head: Head, client_host: str) -> bytes:
+def serialise(head: Head, client_host: str, rewriting: Rewriting | None = None) -> bytes:
     """Return the head as the backend gets it, the empty line included.
 
     Host stands first (RFC 9110 section 7.2: "as the first field in the header section"), then the
     client's end-to-end fields in its order and spelling, then ours. `client_host` is appended to
     X-Forwarded-For, as an address without brackets or port. RFC 9110 section 7.6.3: "An
     HTTP-to-HTTP gateway MUST send an appropriate Via header field in each inbound request
-    message", with the version that was received.
+    message", with the version that was received. What the route changes (`rewriting`) comes last.
     """
     not_copied = _NOT_COPIED | head.options if head.options else _NOT_COPIED
+    target, authority, drop = head.target, head.authority, _NONE
+    if rewriting is not None:
+        drop = rewriting.drop
+        authority = rewriting.authority or authority
+        if rewriting.path is not None and target != "*":  # which stands for no path at all
+            target = rewriting.path if head.query is None else f"{rewriting.path}?{head.query}"
     forwarded_for: list[bytes] = []
     via: list[bytes] = []
-    lines = [f"{head.method} {head.target} HTTP/{head.version}".encode("ascii")]
-    if head.authority:
-        lines.append(b"Host: " + head.authority.encode("ascii"))
+    lines = [f"{head.method} {target} HTTP/{head.version}".encode("ascii")]
+    if authority:
+        lines.append(b"Host: " + authority.encode("ascii"))
     names = head.names or [name for name, _ in head.headers]
     for spelling, (name, value) in zip(names, head.headers, strict=True):
+        if name in drop:
+            continue
         if name not in not_copied:
             lines.append(spelling + b": " + value)
         elif name == b"x-forwarded-for":
@@ -329,8 +338,12 @@ def serialise(head: Head, client_host: str) -> bytes:
             via.append(value)
     forwarded_for.append(client_host.encode("ascii"))
     via.append(f"{head.version} l7proxy".encode("ascii"))
-    lines.append(b"X-Forwarded-For: " + b", ".join(filter(None, forwarded_for)))
-    lines.append(b"Via: " + b", ".join(filter(None, via)))
+    if b"x-forwarded-for" not in drop:
+        lines.append(b"X-Forwarded-For: " + b", ".join(filter(None, forwarded_for)))
+    if b"via" not in drop:
+        lines.append(b"Via: " + b", ".join(filter(None, via)))
+    if rewriting is not None:
+        lines += [name + b": " + value for name, value in rewriting.write]
     options = []
     if not head.keep_alive:
         options.append(b"close")

@@ -23,8 +23,8 @@ PACKAGE = "l7proxy"
 FLOORS: tuple[tuple[frozenset[str], ...], ...] = (
     (frozenset({"errors"}), frozenset({"model"})),
     (
-        frozenset({"access", "authority", "budget", "cookies", "gate", "health", "ledger"})
-        | frozenset({"maglev", "proxyproto", "responses"}),
+        frozenset({"access", "authority", "budget", "cookies", "filters", "gate", "health"})
+        | frozenset({"ledger", "maglev", "patterns", "proxyproto", "responses"}),
         frozenset({"balance"}),
         frozenset({"clienthello", "forwarded", "routing", "session", "target"}),
         frozenset({"head"}),
