@@ -1,15 +1,19 @@
 """The process that keeps the workers alive, and the only one that is trusted.
 
 It forks a worker for each slot (net/process.py says what a fork out of an event loop takes),
-replaces those that die, and drains. Three facts behind it:
+replaces those that die, and drains. Beside them it keeps one more child of the same kind alive
+while it is wanted: the prober. Four facts behind it:
 
-- The other end of a worker's control socket is here alone, so EOF on it means that the supervisor
-  is gone. Workers hold only what was open before the supervisor was made: listeners, maps and logs
-  come before, the loop, the admin server and the control sockets after.
+- The other end of a child's channel is here alone, so EOF on it means that the supervisor is gone.
+  Children hold what was open before the supervisor was made (maps, logs), and what `inherited`
+  names at the time of the fork (listeners, the policy); the loop, the admin server and the other
+  children's channels never.
+- What a child says is believed as far as `net.channel` reads it. A child that breaks the protocol,
+  or does not read what it is told, is killed and replaced.
 - A dead child's sockets are closed before its parent can reap it (exit_files comes before
   exit_notify), so its slot is free the moment that waitpid answers.
 - The workers are another user's. Root in a container without CAP_KILL may not signal them, so
-  there is a second way to send one off: to close its control socket.
+  there is a second way to send one off: to close its channel.
 """
 
 from __future__ import annotations
@@ -18,13 +22,14 @@ import asyncio
 import logging
 import os
 import signal
-import socket
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
+from typing import Any
 
-from l7proxy.net import process
+from l7proxy.net import channel, process
+from l7proxy.net.channel import Channel, ChannelBroken, ChannelClosed
 from l7proxy.telemetry.log import event
 
 log = logging.getLogger(__name__)
@@ -43,11 +48,14 @@ _INSIST = 0.5  # seconds between two requests to reset: signals of the same numb
 
 @dataclass(slots=True)
 class _Slot:
-    """A worker's place. `control` is the supervisor's end; closing it sends the worker away."""
+    """A child's place. `channel` is the supervisor's end; closing it sends the child away."""
 
     number: int
+    name: str
+    body: Callable[[int], int]
+    accepts: Sequence[type]
     pid: int = 0
-    control: int = -1
+    channel: Channel | None = None
     started: float = 0.0
     early_deaths: int = 0
     restart: asyncio.TimerHandle | None = field(default=None, repr=False)
@@ -58,10 +66,14 @@ class Supervisor:
 
     Make it after everything that workers inherit was opened, and before anything that they must
     not hold. `child(slot, control_fd)` runs in the worker and answers with its exit code: 0, or
-    `EXIT_RESET`; EOF on `control_fd` means that the supervisor is gone. `on_exit(slot)` is called
-    for each worker that ended and answers how many connections died with it; `active()` how many
-    live now. `on_drain()` is called when the drain begins: listeners that this process holds must
-    be closed then, or clients would go on to connect to a socket that nobody accepts from.
+    `EXIT_RESET`; `control_fd` is its end of a `Channel`, and EOF on it means that the supervisor is
+    gone. `prober(control_fd)` is the same for the prober, whose slot is `workers`. Messages that
+    children may send are those in `accepts`, and in `prober_accepts`; `on_message(slot, message)`
+    gets them, and may raise ChannelBroken. `on_start(slot)` is called for each child that was
+    started, `on_exit(slot)` for each that ended; it answers how many connections died with it.
+    `active()` tells how many live now. `on_drain()` is called when the drain begins: listeners that
+    this process holds must be closed then, or clients would go on to connect to a socket that
+    nobody accepts from. `on_hangup()` is what SIGHUP does.
     """
 
     def __init__(
@@ -71,23 +83,37 @@ class Supervisor:
         *,
         drain_seconds: float = 30.0,
         reset_seconds: float = 2.0,
+        prober: Callable[[int], int] | None = None,
+        accepts: Sequence[type] = (),
+        prober_accepts: Sequence[type] = (),
+        inherited: Callable[[], frozenset[int]] = frozenset,
+        on_start: Callable[[int], None] = lambda _slot: None,
+        on_message: Callable[[int, Any], None] = lambda _slot, _message: None,
         on_exit: Callable[[int], int] = lambda _slot: 0,
         on_drain: Callable[[], None] = lambda: None,
+        on_hangup: Callable[[], None] = lambda: None,
         active: Callable[[], int] = lambda: 0,
     ) -> None:
-        self._child = child
         self._drain_seconds = drain_seconds
         self._reset_seconds = reset_seconds
+        self._inherited = inherited
+        self._on_start = on_start
+        self._on_message = on_message
         self._on_exit = on_exit
         self._on_drain = on_drain
+        self._on_hangup = on_hangup
         self._active = active
-        self._slots = [_Slot(number) for number in range(workers)]
+        self._slots = [
+            _Slot(number, "worker", partial(child, number), accepts) for number in range(workers)
+        ]
+        self._prober = None if prober is None else _Slot(workers, "prober", prober, prober_accepts)
+        self._is_probing = False
         self._stop_signals = 0
         self._came_up = False
         self._reset = False
         self._failed = False
         self._changed = asyncio.Event()
-        self._keep = process.descriptors()
+        self._keep = process.descriptors() - inherited()
         self.restarts = 0
 
     @property
@@ -122,9 +148,11 @@ class Supervisor:
             signal.SIGCHLD: self._reap,
             signal.SIGTERM: self.stop,
             signal.SIGINT: self.stop,
+            signal.SIGHUP: self._on_hangup,
         }
         for number, handler in handled.items():
             loop.add_signal_handler(number, handler)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGHUP})  # see `launch`
         try:
             for slot in self._slots:
                 self._spawn(slot)
@@ -140,29 +168,141 @@ class Supervisor:
             return EXIT_FAILED
         return EXIT_RESET if self._reset else EXIT_OK
 
-    # ---- a worker's life
+    # ---- the prober
+
+    def probe(self, *, wanted: bool) -> None:
+        """Keep the prober alive from now on, or send it away."""
+        slot = self._prober
+        if slot is None or self.draining:
+            return
+        self._is_probing = wanted
+        if wanted and not slot.pid and slot.restart is None:
+            self._spawn(slot)
+        elif not wanted:
+            self._dismiss(slot)
+
+    def _dismiss(self, slot: _Slot) -> None:
+        if slot.restart is not None:
+            slot.restart.cancel()
+            slot.restart = None
+        if slot.pid:
+            self._hang_up(slot)
+
+    # ---- messages
+
+    def send(self, number: int, message: Any, fds: Sequence[int] = ()) -> None:
+        """Send a message to the child in this slot; one that is gone is not told."""
+        slot = self._slot(number)
+        if slot.channel is None:
+            return
+        try:
+            slot.channel.send(message, fds)
+        except ChannelClosed:
+            return  # it is ending: SIGCHLD says when
+        except ChannelBroken as error:
+            self._dispose(slot, str(error))
+            return
+        if slot.channel.waiting:
+            asyncio.get_running_loop().add_writer(slot.channel.fileno(), self._flush, slot)
+
+    def send_workers(self, message: Any, fds: Sequence[int] = ()) -> None:
+        """Send a message to every worker that there is."""
+        for slot in self._slots:
+            self.send(slot.number, message, fds)
+
+    def replace(self, number: int, why: str) -> None:
+        """Kill the child in this slot; another one takes its place."""
+        self._dispose(self._slot(number), why)
+
+    def has(self, number: int) -> bool:
+        """Whether there is a child in this slot."""
+        return self._slot(number).pid != 0
+
+    async def until(self, condition: Callable[[], bool], seconds: float | None = None) -> bool:
+        """Wait for what a message or the end of a child brings about; False: the time was up."""
+        return await self._until(condition, seconds)
+
+    def _slot(self, number: int) -> _Slot:
+        if number == len(self._slots) and self._prober is not None:
+            return self._prober
+        return self._slots[number]
+
+    def _flush(self, slot: _Slot) -> None:
+        if slot.channel is None:
+            return
+        try:
+            slot.channel.flush()
+        except ChannelClosed:
+            pass
+        else:
+            if slot.channel.waiting:
+                return
+        asyncio.get_running_loop().remove_writer(slot.channel.fileno())
+
+    def _hear(self, slot: _Slot) -> None:
+        end = slot.channel
+        assert end is not None
+        try:
+            for received in end.receive():
+                self._on_message(slot.number, received.message)
+                if slot.channel is not end:
+                    return
+        except ChannelClosed:
+            asyncio.get_running_loop().remove_reader(end.fileno())  # SIGCHLD says how it ended
+        except ChannelBroken as error:
+            self._dispose(slot, str(error))
+        self._changed.set()
+
+    def _dispose(self, slot: _Slot, why: str) -> None:
+        """Kill a child that cannot be relied on any more."""
+        if not slot.pid:
+            return
+        log.error(event(f"{slot.name} killed", slot=slot.number, pid=slot.pid, why=why))
+        try:
+            os.kill(slot.pid, signal.SIGKILL)
+        except PermissionError:
+            pass
+        self._close(slot)
+
+    def _close(self, slot: _Slot) -> None:
+        if slot.channel is not None:
+            loop = asyncio.get_running_loop()
+            loop.remove_reader(slot.channel.fileno())
+            loop.remove_writer(slot.channel.fileno())
+            slot.channel.close()
+            slot.channel = None
+
+    # ---- a child's life
 
     def _spawn(self, slot: _Slot) -> None:
         slot.restart = None
         try:
-            ours, theirs = (end.detach() for end in socket.socketpair())
-            try:
-                pid = process.fork(partial(self._child, slot.number, theirs), self._keep | {theirs})
-            except OSError:
-                os.close(ours)
-                raise
-            finally:
-                os.close(theirs)
+            ours, theirs = channel.pair()
+            with theirs:
+                keep = self._keep | self._inherited() | {theirs.fileno()}
+                try:
+                    pid = process.fork(partial(slot.body, theirs.fileno()), keep)
+                except OSError:
+                    ours.close()
+                    raise
         except OSError as error:  # no descriptor or no process is left: that may pass
             log.error(event("fork failed", slot=slot.number, why=error.strerror))
             self._retry(slot)
             return
-        slot.pid, slot.control, slot.started = pid, ours, time.monotonic()
-        log.debug(event("worker started", slot=slot.number, pid=pid))
+        slot.pid, slot.started = pid, time.monotonic()
+        slot.channel = Channel(ours, slot.accepts)
+        asyncio.get_running_loop().add_reader(ours.fileno(), self._hear, slot)
+        log.debug(event(f"{slot.name} started", slot=slot.number, pid=pid))
+        self._on_start(slot.number)
+
+    def _children(self) -> Iterator[_Slot]:
+        yield from self._slots
+        if self._prober is not None:
+            yield self._prober
 
     def _reap(self) -> None:
-        """SIGCHLD. Signals coalesce, so every worker is asked for."""
-        for slot in self._slots:
+        """SIGCHLD. Signals coalesce, so every child is asked for."""
+        for slot in self._children():
             if slot.pid:
                 pid, status = os.waitpid(slot.pid, os.WNOHANG)
                 if pid:
@@ -171,11 +311,13 @@ class Supervisor:
 
     def _ended(self, slot: _Slot, code: int) -> None:
         pid, lived = slot.pid, time.monotonic() - slot.started
-        hung_up = slot.control < 0
-        process.close(slot.control)
-        slot.pid, slot.control = 0, -1
+        hung_up = slot.channel is None
+        self._close(slot)
+        slot.pid = 0
         lost = self._on_exit(slot.number)
-        if self.draining:
+        if slot is self._prober:
+            level = logging.ERROR if self._is_probing else logging.DEBUG
+        elif self.draining:
             self._reset |= lost > 0 or code == EXIT_RESET
             expected = hung_up or code in (0, EXIT_RESET, -process.STOP)
             level = logging.DEBUG if expected else logging.ERROR
@@ -185,7 +327,7 @@ class Supervisor:
         log.log(
             level,
             event(
-                "worker ended",
+                f"{slot.name} ended",
                 slot=slot.number,
                 pid=pid,
                 **why,
@@ -193,12 +335,15 @@ class Supervisor:
                 connections_lost=lost,
             ),
         )
-        if self.draining:
+        if self.draining or (slot is self._prober and not self._is_probing):
             return
         if lived >= HEALTHY:
             slot.early_deaths = 0
         else:
             slot.early_deaths += 1
+        if slot is self._prober:
+            self._retry(slot) if slot.early_deaths > 1 else self._spawn(slot)
+            return
         # Killed from outside: that says nothing about whether it could have worked.
         self._came_up |= lived >= HEALTHY or code == -signal.SIGKILL
         self._replace(slot)
@@ -217,7 +362,7 @@ class Supervisor:
 
     def _retry(self, slot: _Slot) -> None:
         delay = min(BACKOFF_MOST, BACKOFF_FIRST * 2.0 ** max(0, slot.early_deaths - 2))
-        log.warning(event("worker restarts later", slot=slot.number, seconds=f"{delay:.1f}"))
+        log.warning(event(f"{slot.name} restarts later", slot=slot.number, seconds=f"{delay:.1f}"))
         slot.restart = asyncio.get_running_loop().call_later(delay, self._spawn, slot)
 
     # ---- the end
@@ -268,6 +413,11 @@ class Supervisor:
         """No worker outlives this, whatever brought us here, if this process may kill them."""
         self._stop_signals = max(1, self._stop_signals)
         self._cancel_restarts()
+        self._is_probing = False
+        if self._prober is not None and self._prober.pid:
+            self._dismiss(self._prober)
+            if not await self._until(lambda: not self.has(self.configured), self._reset_seconds):
+                self._dispose(self._prober, "it does not end")
         if self.running:
             log.warning(event("killing workers", workers=self.running))
             if self._signal_all(signal.SIGKILL):
@@ -276,7 +426,7 @@ class Supervisor:
                 log.error(event("workers are left behind", pids=",".join(map(str, self.pids))))
 
     def _cancel_restarts(self) -> None:
-        for slot in self._slots:
+        for slot in self._children():
             if slot.restart is not None:
                 slot.restart.cancel()
                 slot.restart = None
@@ -295,11 +445,12 @@ class Supervisor:
         return permitted
 
     def _hang_up(self, slot: _Slot) -> None:
-        """Close the control socket: the worker resets its connections and leaves at once."""
-        if slot.control < 0:
+        """Close the channel: a worker resets its connections and leaves at once."""
+        if slot.channel is None:
             return
-        process.close(slot.control)
-        slot.control = -1
+        self._close(slot)
+        if slot is self._prober:
+            return
         log.warning(
             event(
                 "not permitted to signal a worker, its connections are reset",

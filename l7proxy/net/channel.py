@@ -177,7 +177,7 @@ class Channel:
 
 def pair() -> tuple[socket.socket, socket.socket]:
     """Two connected ends, for the supervisor and for a child, before the fork."""
-    return socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET | socket.SOCK_NONBLOCK)
+    return socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
 
 
 # ---- large payloads
@@ -198,17 +198,19 @@ def seal(name: str, data: bytes) -> int:
 
 
 def unseal(fd: int) -> bytes:
-    """What a sealed memfd holds.
+    """What a sealed memfd holds. Raises ChannelBroken as `check_sealed`."""
+    check_sealed(fd)
+    return os.pread(fd, os.fstat(fd).st_size, 0)
 
-    Raises ChannelBroken when it can still be changed: then it is none of `seal`.
-    """
+
+def check_sealed(fd: int) -> None:
+    """Raise ChannelBroken when somebody can still change it: then it is none of `seal`."""
     try:
         sealed = fcntl.fcntl(fd, fcntl.F_GET_SEALS)
     except OSError as error:  # EINVAL: another kind of file
         raise ChannelBroken("a payload that is no memfd") from error
     if sealed & _SEALS != _SEALS:
         raise ChannelBroken("a payload that is not sealed")
-    return os.pread(fd, os.fstat(fd).st_size, 0)
 
 
 # ---- values

@@ -13,7 +13,8 @@ The facts, and what follows:
   never returns into the parent's frames: it leaves by `os._exit`.
 - Ctrl-C goes to the whole foreground group, an init system's SIGTERM to the whole control group.
   A child that took them for its own would be told twice, once by them and once by its parent, and
-  twice means "reset". In a child both stay blocked; its parent says `STOP`.
+  twice means "reset". In a child both stay blocked; its parent says `STOP`. SIGHUP likewise: it is
+  for the parent, and would end a child.
 """
 
 from __future__ import annotations
@@ -30,6 +31,7 @@ from l7proxy.errors import L7ProxyError
 log = logging.getLogger(__name__)
 
 STOP = signal.SIGUSR1  # the parent's word to a child: end in order; a second time: at once
+_PARENTS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 EXIT_CRASHED = 70  # of a child whose code raised (sysexits.h: EX_SOFTWARE)
 
 
@@ -53,12 +55,12 @@ def _be_child(body: Callable[[], int], keep: frozenset[int]) -> None:
         _reset_signals()
         for fd in descriptors() - keep:
             close(fd)
-        signal.pthread_sigmask(signal.SIG_SETMASK, (signal.SIGINT, signal.SIGTERM))
+        signal.pthread_sigmask(signal.SIG_SETMASK, _PARENTS)
         code = body()
     except L7ProxyError as error:
-        log.error("worker %d cannot run: %s", os.getpid(), error)
+        log.error("process %d cannot run: %s", os.getpid(), error)
     except BaseException:
-        log.exception("worker %d crashed", os.getpid())
+        log.exception("process %d crashed", os.getpid())
     finally:
         os._exit(code)
 

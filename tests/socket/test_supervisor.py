@@ -9,11 +9,14 @@ import json
 import os
 import select
 import signal
+import socket
 import subprocess
 import sys
 import textwrap
 import time
 from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from functools import partial
 from itertools import pairwise
 from pathlib import Path
 
@@ -21,6 +24,7 @@ import pytest
 
 from l7proxy import supervisor as module
 from l7proxy.errors import StartupError
+from l7proxy.net.channel import Channel, ChannelClosed
 from l7proxy.net.process import STOP
 from l7proxy.supervisor import Supervisor
 from l7proxy.telemetry.counters import Counter, SharedCounters
@@ -236,7 +240,7 @@ def test_when_nothing_can_be_forked_it_is_tried_again(
     before = descriptors()
     supervisor = Supervisor(1, obedient)
     failures = iter([OSError(errno.EAGAIN, "try again"), OSError(errno.EMFILE, "too many")])
-    owner, name = (os, "fork") if missing == "process" else (module.socket, "socketpair")
+    owner, name = (os, "fork") if missing == "process" else (module.channel, "pair")
     real = getattr(owner, name)
 
     def failing(*arguments: object) -> object:
@@ -342,7 +346,7 @@ def test_a_worker_starts_with_default_signals_and_leaves_stopping_to_its_parent(
         "stop": True,
         "chld": True,
         "pipe": True,
-        "blocked": [signal.SIGINT, signal.SIGTERM],
+        "blocked": [signal.SIGHUP, signal.SIGINT, signal.SIGTERM],
         "wakeup": -1,
     }
 
@@ -541,3 +545,113 @@ def _alive(pid: int) -> bool:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
     except OSError:
         return False
+
+
+# ---- messages
+
+
+@dataclass(frozen=True)
+class Word:
+    text: str
+
+
+def talkative(_slot: int, control: int) -> int:
+    """Says back what it is told, until it is told to lie."""
+    end = Channel(socket.socket(fileno=control), (Word,))
+    while True:
+        select.select([control], [], [])
+        try:
+            for received in end.receive():
+                if received.message.text == "lie":
+                    os.write(control, b"cos\nsystem\n(S'true'\ntR.")
+                else:
+                    end.send(Word(received.message.text + "!"))
+        except ChannelClosed:
+            return 0
+
+
+def test_children_are_told_and_heard_and_a_liar_is_replaced(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    heard: list[tuple[int, str]] = []
+    supervisor = Supervisor(
+        2,
+        talkative,
+        accepts=(Word,),
+        on_message=lambda slot, message: heard.append((slot, message.text)),
+    )
+
+    async def scenario() -> None:
+        await until(lambda: supervisor.running == 2)
+        supervisor.send_workers(Word("a"))
+        await until(lambda: sorted(heard) == [(0, "a!"), (1, "a!")])
+        supervisor.send(1, Word("lie"))
+        await restarted(supervisor, 1)
+        assert supervisor.has(1)
+        supervisor.send(1, Word("b"))
+        await until(lambda: (1, "b!") in heard)
+        supervisor.stop()
+
+    assert drive(supervisor, scenario) == 0
+    assert "worker killed slot=1" in caplog.text
+    assert "not a message" in caplog.text
+
+
+def test_a_worker_that_does_not_read_costs_the_supervisor_nothing_but_that_worker(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    before = descriptors()
+    supervisor = Supervisor(1, deaf_to_messages)
+
+    async def scenario() -> None:
+        await until(lambda: supervisor.running == 1)
+        for _ in range(5000):
+            supervisor.send(0, Word("x" * 1000))
+        await restarted(supervisor, 1)
+        supervisor.stop()
+
+    assert drive(supervisor, scenario) == 0
+    assert "nobody reads them" in caplog.text
+    assert descriptors() == before
+
+
+def deaf_to_messages(_slot: int, _control: int) -> int:
+    signal.signal(STOP, lambda *_: os._exit(0))
+    while True:
+        signal.pause()
+
+
+# ---- the prober
+
+
+def test_the_prober_lives_while_it_is_wanted_and_is_replaced(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    heard: list[tuple[int, str]] = []
+    supervisor = Supervisor(
+        1,
+        obedient,
+        prober=partial(talkative, 1),
+        prober_accepts=(Word,),
+        on_message=lambda slot, message: heard.append((slot, message.text)),
+    )
+
+    async def scenario() -> None:
+        await until(lambda: supervisor.running == 1)
+        assert not supervisor.has(1)
+        supervisor.probe(wanted=True)
+        supervisor.probe(wanted=True)
+        assert supervisor.has(1)
+        assert supervisor.running == 1, "it is no worker"
+        supervisor.send(1, Word("a"))
+        await until(lambda: heard == [(1, "a!")])
+        supervisor.send(1, Word("lie"))
+        await until(lambda: "prober ended" in caplog.text)
+        await until(lambda: supervisor.has(1))
+        supervisor.probe(wanted=False)
+        await until(lambda: not supervisor.has(1))
+        supervisor.probe(wanted=True)
+        supervisor.stop()
+
+    assert drive(supervisor, scenario) == 0
+    assert "prober killed slot=1" in caplog.text

@@ -1,0 +1,87 @@
+"""What the supervisor and the workers say to each other when the policy is replaced.
+
+    supervisor                                worker
+        Sockets (new listening sockets)  ->
+        Prepare (the policy, sealed)     ->   builds everything aside, a few ms at a time
+                                         <-   Prepared, or Unprepared
+        (once all are prepared)
+        Commit                           ->   swaps
+                                         <-   Committed
+        (a second later)
+        Retire (sockets)                 ->   empties their queues, closes them
+
+`Abandon` in place of `Commit` makes them forget it. A socket has a number for as long as it is
+open; a policy names its listeners' sockets by it, in the policy's order.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class Sockets:
+    """Listening sockets; their descriptors come along in this order."""
+
+    numbers: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Prepare:
+    """A policy (`net.bundle`); its descriptor comes along.
+
+    `sockets` and `rows` (of the counters) belong to its listeners, in their order.
+    """
+
+    generation: int
+    sockets: tuple[int, ...]
+    rows: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Commit:
+    """From now on this is the policy."""
+
+    generation: int
+
+
+@dataclass(frozen=True, slots=True)
+class Abandon:
+    """This will not be the policy: forget it, and the sockets that came for it."""
+
+    generation: int
+    sockets: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Retire:
+    """These sockets get nothing new any more: take what waits in their queues, and close them."""
+
+    sockets: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Prepared:
+    """Everything is built; `longest_us`: microseconds that its longest part took."""
+
+    generation: int
+    longest_us: int
+
+
+@dataclass(frozen=True, slots=True)
+class Unprepared:
+    """It could not be built: a bug, or no descriptor or memory is left."""
+
+    generation: int
+    why: str
+
+
+@dataclass(frozen=True, slots=True)
+class Committed:
+    """It is in use."""
+
+    generation: int
+
+
+TO_WORKER = (Sockets, Prepare, Commit, Abandon, Retire)
+FROM_WORKER = (Prepared, Unprepared, Committed)
