@@ -27,13 +27,14 @@ from array import array
 from bisect import bisect_right
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import accumulate
 from math import gcd, log
 from typing import Protocol
 
 from l7proxy import cookies
 from l7proxy.health import SCALE
-from l7proxy.maglev import digest
+from l7proxy.maglev import GONE, digest
 from l7proxy.model import (
     Address,
     Backend,
@@ -225,9 +226,10 @@ class TwoChoices:
 class Hashed:
     """Maglev for the first choice, weighted rendezvous hashing for the others.
 
-    `set_table` tells the endpoints' names and full weights, and the table over them. Without one,
-    while it is being made, rendezvous hashing does it all: it moves no more keys than it has to
-    either, but looks at every endpoint. Without a key chance decides.
+    `set_members` tells the endpoints' names and full weights, `set_table` the table over them.
+    Until there is a new table the old one goes on for who is still there, and rendezvous hashing
+    does the rest: it moves no more keys than it has to either, but looks at every endpoint. Without
+    a key chance decides.
     """
 
     __slots__ = ("_chance", "_full", "_names", "_slots")
@@ -238,12 +240,18 @@ class Hashed:
         self._full: tuple[int, ...] = ()
         self._slots: array[int] | None = None
 
-    def set_table(
-        self, names: Sequence[str], full: Sequence[int], slots: array[int] | None
-    ) -> None:
-        """From now on `weights` of `order` are of these endpoints. `slots`: see `maglev.table`."""
-        self._names = tuple(name.encode() for name in names)
+    def set_members(self, names: Sequence[str], full: Sequence[int]) -> None:
+        """From now on `weights` of `order` are of these endpoints."""
+        before, self._names = self._names, tuple(name.encode() for name in names)
         self._full = tuple(full)
+        if self._slots is not None:
+            index = {name: at for at, name in enumerate(self._names)}
+            now = [*(index.get(name, GONE) for name in before), GONE]
+            last = len(before)
+            self._slots = array("H", [now[min(at, last)] for at in self._slots])
+
+    def set_table(self, slots: array[int] | None) -> None:
+        """The table over the endpoints (`maglev.table`); None: do without."""
         self._slots = slots
 
     def order(self, weights: tuple[int, ...], _load: Load, key: bytes | None) -> Iterator[int]:
@@ -251,28 +259,31 @@ class Hashed:
         if key is None:
             key = int(self._chance.random() * (1 << 53)).to_bytes(8, "little")
         if self._slots is None:
-            return iter(self._rendezvous(weights, key))
+            return iter(_rendezvous(self._names, weights, key))
         drawn = digest(b"key", key)
         first = self._slots[drawn % len(self._slots)]
         if not self._takes(first, weights, drawn):
-            return iter(self._rendezvous(weights, key))
-        return _then(first, lambda: self._rendezvous(weights, key))
+            return iter(_rendezvous(self._names, weights, key))
+        return _then(first, partial(_rendezvous, self._names, weights, key))
 
     def _takes(self, at: int, weights: tuple[int, ...], drawn: int) -> bool:
         """Whether the owner of a key takes it: not while it is down, and in part in slow start."""
+        if at == GONE:
+            return False
         whole = self._full[at] * SCALE
         if weights[at] >= whole:
             return True
         return (drawn >> 32) % 1000 * whole < weights[at] * 1000
 
-    def _rendezvous(self, weights: tuple[int, ...], key: bytes) -> list[int]:
-        """Highest random weight (Thaler, Ravishankar): -weight / ln(chance) gives right shares."""
-        scores = []
-        for at, weight in enumerate(weights):
-            if weight:
-                drawn = (digest(b"rendezvous", key, self._names[at]) + 1) / (1 << 64)
-                scores.append((-weight / log(drawn) if drawn < 1.0 else float("inf"), at))
-        return [at for _, at in sorted(scores, reverse=True)]
+
+def _rendezvous(names: Sequence[bytes], weights: Sequence[int], key: bytes) -> list[int]:
+    """Highest random weight (Thaler, Ravishankar): -weight / ln(chance) gives the right shares."""
+    scores = []
+    for at, weight in enumerate(weights):
+        if weight:
+            drawn = (digest(b"rendezvous", key, names[at]) + 1) / (1 << 64)
+            scores.append((-weight / log(drawn) if drawn < 1.0 else float("inf"), at))
+    return [at for _, at in sorted(scores, reverse=True)]
 
 
 def _around(first: int, weights: Sequence[int]) -> list[int]:
@@ -327,30 +338,3 @@ class WeightedTurns:
             (at for at, weight in enumerate(weights) if weight),
             key=lambda at: -credit[at] - weights[at],
         )
-
-
-class GroupBalancer:
-    """Round robin over the endpoints of one backend group, for one worker."""
-
-    __slots__ = ("_endpoints", "_next")
-
-    def __init__(self, backend: Backend, start: int = 0) -> None:
-        self._endpoints = tuple(
-            one.address for one in backend.endpoints if isinstance(one.address, Address)
-        )
-        self._next = start % len(self._endpoints)
-
-    def order(self) -> Iterator[Address]:
-        """The endpoints to dial for one connection: each once, the next in turn first.
-
-        The turn moves with the call, not with the first item taken, so that a connection whose
-        iterator is never used costs a turn and nothing else.
-        """
-        first = self._next
-        self._next = (first + 1) % len(self._endpoints)
-        return self._around(first)
-
-    def _around(self, first: int) -> Iterator[Address]:
-        endpoints = self._endpoints
-        for at in range(first, first + len(endpoints)):
-            yield endpoints[at % len(endpoints)]

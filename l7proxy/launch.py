@@ -31,6 +31,7 @@ from l7proxy.supervisor import EXIT_FAILED, Supervisor
 from l7proxy.telemetry import log as operational
 from l7proxy.telemetry.accesslog import AccessLog
 from l7proxy.telemetry.counters import Counter, Rows, SharedCounters
+from l7proxy.telemetry.health import HealthBoard
 from l7proxy.telemetry.log import event
 
 log = logging.getLogger(__name__)
@@ -83,6 +84,7 @@ def run(options: Options) -> int:
     listeners = open_listeners(policy)
     way = _load(wanted, options.datapath, workers, _pairs(policy, workers, files))
     shared = SharedCounters(workers)
+    health = HealthBoard(workers + 2)  # a slot for each worker, the prober, and the supervisor
     rows = Rows(shared).assign(row_names(policy))
     access_log = AccessLog.open(options.access_log)
 
@@ -103,14 +105,19 @@ def run(options: Options) -> int:
             rows=rows,
             access_log=access_log,
             control_fd=control_fd,
+            health=health.slot(slot),
         )
         return worker.run(setup)
+
+    def ended(slot: int) -> int:
+        health.reconcile(slot)
+        return shared.reconcile(slot)
 
     supervisor = Supervisor(
         workers,
         child,
         drain_seconds=options.drain_seconds,
-        on_exit=shared.reconcile,
+        on_exit=ended,
         on_drain=lambda: _close(listeners),
         active=shared.active,
     )

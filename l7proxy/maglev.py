@@ -25,7 +25,8 @@ SIZE = 16381
 """Slots, a prime: any step walks through all of them. Good for a share within one percent of 150
 endpoints; with more the shares become coarser, never wrong."""
 
-_FREE = 0xFFFF
+GONE = 0xFFFF
+"""In a slot whose endpoint is there no more, or that is free."""
 
 
 def digest(salt: bytes, *parts: bytes) -> int:
@@ -52,7 +53,7 @@ class Filling:
     def __init__(self, names: Sequence[str], weights: Sequence[int], size: int = SIZE) -> None:
         if min(weights, default=0) < 0 or not any(weights):
             raise ValueError("weights must not be negative, and one must be positive")
-        if len(names) > min(size, _FREE):
+        if len(names) > min(size, GONE):
             raise ValueError(f"{len(names)} names for {size} slots")
         self._entries: list[_Entry] = []
         for name, at in sorted((name, at) for at, name in enumerate(names)):
@@ -62,7 +63,7 @@ class Filling:
                 step = digest(b"maglev skip", key) % (size - 1) + 1
                 self._entries.append(_Entry(at, weights[at], first, step))
         self._most = max(weights)
-        self._slots = array("H", [_FREE]) * size
+        self._slots = array("H", [GONE]) * size
         self._left = size
         self._round = 1
         self._turn = 0  # whose turn it is in this round
@@ -86,7 +87,7 @@ class Filling:
                 continue
             entry.due += most
             slot, step = entry.slot, entry.step
-            while slots[slot] != _FREE:
+            while slots[slot] != GONE:
                 slot += step
                 if slot >= size:
                     slot -= size

@@ -116,6 +116,8 @@ class Connection:
         side = Side.CLIENT if fd == self.client.fileno() else Side.BACKEND
         if self.pair is not None and self.session.is_open:
             self.pair.ready(side, mask)
+        elif self.session.state is State.DIAL:  # there may be several sockets
+            self.dialing.ready(fd, mask)
         else:
             _READY[self.session.state](self, side, mask)
 
@@ -179,7 +181,7 @@ class Connection:
         worker.view[Counter.RELAYED_BACKEND] += self.early_answer - len(self.held_answer)
         self._schedule_check()
         splicer = worker.splicer
-        if splicer is None or opening.answer_ended or self.held_answer:
+        if splicer is None or self.dialing.is_unix or opening.answer_ended or self.held_answer:
             self.copied = opening.answer_ended or bool(self.held_answer)
             self.on(Event.REFUSED)
             return
@@ -375,6 +377,11 @@ class Connection:
             self._masks[side] = None
             self.worker.unregister(sock.fileno())
 
+    def take_backend(self, sock: socket.socket, mask: int | None) -> None:
+        """Take a connected socket over; `mask`: what epoll watches it for, on our behalf."""
+        self.backend = sock
+        self._masks[Side.BACKEND] = mask
+
     def drop_backend(self) -> None:
         """Give the backend's socket up, if there is one."""
         if self.backend is not None:
@@ -413,7 +420,6 @@ _COMMANDS: dict[Command, Callable[[Connection], None]] = {
 
 _READY: dict[State, Callable[[Connection, Side, int], None]] = {
     State.HEAD: lambda connection, side, mask: connection._opening.head_ready(side, mask),
-    State.DIAL: lambda connection, side, mask: connection.dialing.ready(side, mask),
     State.SEND: lambda connection, side, mask: connection._opening.send_ready(side, mask),
     State.REPLY: lambda connection, side, mask: connection._reply.ready(side, mask),
     State.LINGER: lambda connection, side, mask: connection._reply.linger_ready(side, mask),

@@ -1,40 +1,87 @@
-"""From a decision to a connected backend: which endpoint, and what if it does not answer."""
+"""From a decision to a connected backend: which endpoint, and what if it does not answer.
+
+Usually one dial is under way. When an endpoint fails, the next one is dialled: that is a retry, and
+there are only so many. An address of a DNS name that has addresses of both families is another
+matter: RFC 8305 ("Happy Eyeballs"), section 5: "connection attempts are made in a staggered
+manner": the next address of the name, of the other family, is tried when this one has failed, or
+has not answered for a quarter of a second; whoever is connected first wins, and the others are
+given up without blame.
+"""
 
 from __future__ import annotations
 
 import select
+import socket
 from collections.abc import Iterator
+from itertools import chain
 from typing import TYPE_CHECKING
 
+from l7proxy import cookies
 from l7proxy.errors import Reason
-from l7proxy.model import Address, Forward, Hello, Protocol, Requested, Side
+from l7proxy.health import Failure
+from l7proxy.model import Forward, Hello, Protocol, Requested
 from l7proxy.net import dial
 from l7proxy.session import Event
+from l7proxy.worker.groups import Group, Place
 
 if TYPE_CHECKING:
     from l7proxy.worker.connection import Connection
 
+ATTEMPT_DELAY = 0.25
+"""Seconds; RFC 8305 section 8: "Connection Attempt Delay ... recommended value: 250 milliseconds".
+The calendar's ticks make it up to an eighth of a second more."""
+
 _GONE = select.EPOLLERR | select.EPOLLHUP
+
+_WHY = {
+    Reason.DIAL_TIMEOUT: "no endpoint of the backend answered in time",
+    Reason.NO_ENDPOINT: "no endpoint of the backend is up",
+    Reason.UNRESOLVED: "the names of the backend's endpoints have not been resolved",
+    Reason.CIRCUIT_OPEN: "the backend has all the connections that it takes",
+}
+
+
+class _Attempt:
+    """A dial that is under way."""
+
+    __slots__ = ("deadline", "place", "sock")
+
+    def __init__(self, place: Place, sock: socket.socket, deadline: float) -> None:
+        self.place = place
+        self.sock = sock
+        self.deadline = deadline
 
 
 class Dialing:
     """The state DIAL of one connection; afterwards, where it was dialled to."""
 
-    __slots__ = ("_connection", "_dial_seconds", "_endpoint", "_endpoints", "_failure")
+    __slots__ = (
+        "_attempts",
+        "_connection",
+        "_dials",
+        "_failure",
+        "_group",
+        "_is_admitted",
+        "_is_dialling",
+        "_order",
+        "_place",
+        "_race",
+        "_race_at",
+        "_raced",
+        "_remembered",
+        "_seconds",
+    )
 
     def __init__(self, connection: Connection) -> None:
         self._connection = connection
-        self._dial_seconds = 0.0
-        self._endpoint: Address | None = None
-        self._endpoints: Iterator[Address] = iter(())
-        self._failure = Reason.DIAL_REFUSED
+        self._group: Group | None = None
+        self._is_admitted = False  # counted in the group
+        self._is_dialling = False  # counted there as well
+        self._place: Place | None = None  # where it is connected to
+        self._attempts: dict[int, _Attempt] = {}  # by descriptor
 
     def choose(
-        self,
-        decision: Forward,
-        request: Requested | None,  # noqa: ARG002
-        client: str,  # noqa: ARG002
-        hello: Hello | None,  # noqa: ARG002
+        self, decision: Forward, request: Requested | None, client: str, hello: Hello | None
     ) -> None:
         """Take the endpoints of the decision's backend group, in their turn.
 
@@ -42,86 +89,247 @@ class Dialing:
         what an HTTP listener read, `hello` what a TLS listener did.
         """
         connection = self._connection
-        seconds = decision.route.timeouts.dial
-        self._dial_seconds = connection.listener.timeouts.dial if seconds is None else seconds
+        now = connection.worker.now
         connection.record.route = decision.route.name
         connection.record.backend = decision.backend.name
-        self._endpoints = connection.worker.balancers[decision.backend.name].order()
-
-    def start(self) -> None:
-        """Try endpoints until one takes the connection, or one of them takes its time."""
-        connection = self._connection
-        for endpoint in self._endpoints:
-            self._endpoint = endpoint
-            try:
-                connection.backend = dial.start(endpoint)
-                connected = dial.progress(connection.backend, endpoint)
-            except dial.DialError:
-                self._failure = Reason.DIAL_REFUSED
-                connection.drop_backend()
-                continue
-            except OSError:
-                self._failure = Reason.DESCRIPTORS
-                break
-            if connected:
-                self._connected()
-                return
-            connection.watch(connection.backend, select.EPOLLOUT)
-            connection.watch(connection.client, 0)  # errors are always reported
-            connection.set_deadline(self._dial_seconds)
-            return
-        self._unreachable()
-
-    def ready(self, side: Side, mask: int) -> None:
-        """The attempt has come to an end, or the client has gone."""
-        connection = self._connection
-        if side is Side.CLIENT:
-            if mask & _GONE:
-                connection.client_failed()
-            return
-        assert connection.backend is not None
-        assert self._endpoint is not None
-        try:
-            connected = dial.progress(connection.backend, self._endpoint)
-        except dial.DialError:
-            self._failure = Reason.DIAL_REFUSED
-            connection.drop_backend()
-            self.start()
-            return
-        if connected:
-            self._connected()
-
-    def timed_out(self) -> None:
-        """This endpoint takes too long: the next one."""
-        self._failure = Reason.DIAL_TIMEOUT
-        self._connection.drop_backend()
-        self.start()
+        seconds = decision.route.timeouts.dial
+        self._seconds = connection.listener.timeouts.dial if seconds is None else seconds
+        self._group = group = connection.worker.groups[decision.backend.name]
+        order = group.order(request, client, hello, now)
+        self._remembered = mine = group.remembered(request, now)
+        self._order: Iterator[Place] = order
+        if mine is not None:
+            self._order = chain((mine,), (place for place in order if place is not mine))
+        self._failure: Reason | None = None
+        self._dials = 0
+        self._race: list[Place] = []
+        self._race_at = 0.0
+        self._raced: set[Place] = set()
 
     @property
     def set_cookie(self) -> bytes | None:
-        """The `Set-Cookie` line, without its line end, that the response has to bring; or None."""
+        """The `Set-Cookie` line, without its line end, that the response has to bring; or None.
+
+        The client brought no cookie that names the endpoint that it got.
+        """
+        if self._group is None or self._place is None or self._place is self._remembered:
+            return None
+        sticky = self._group.backend.sticky
+        return None if sticky is None else cookies.set_cookie(sticky, self._place.token)
+
+    @property
+    def is_unix(self) -> bool:
+        """Whether the backend's socket is none of TCP, which the kernel does not splice."""
+        return self._place is not None and dial.must_ask(self._place.member.address)
+
+    # ---- DIAL
+
+    def start(self) -> None:
+        """Dial endpoints until one takes the connection, or one of them takes its time."""
+        if self._group is None:
+            self._unreachable(Reason.DIAL_REFUSED)
+        elif not self._group.admit():
+            self._unreachable(Reason.CIRCUIT_OPEN)
+        else:
+            self._is_admitted = self._is_dialling = True
+            self._next()
+
+    def ready(self, fd: int, mask: int) -> None:
+        """An attempt has come to an end, or the client has gone."""
+        connection = self._connection
+        attempt = self._attempts.get(fd)
+        if attempt is None:
+            if fd == connection.client.fileno() and mask & _GONE:
+                connection.client_failed()
+            return
+        self._ask(attempt)
+        if self._is_dialling and fd not in self._attempts:
+            self._next()
+
+    def timed_out(self) -> None:
+        """Something is due: an attempt takes too long, or the next one is to begin beside it."""
+        now = self._connection.worker.now
+        for attempt in list(self._attempts.values()):
+            if dial.must_ask(attempt.place.member.address):
+                self._ask(attempt)
+                if not self._is_dialling:
+                    return
+            if attempt.deadline <= now and attempt.sock.fileno() in self._attempts:
+                self._drop(attempt)
+                self._blame(attempt.place, Reason.DIAL_TIMEOUT, "timeout")
+        if not self._attempts or (self._race and self._race_at <= now):
+            self._next()
+        else:
+            self._schedule()
+
+    def _next(self) -> None:
+        """Dial until an attempt is under way, or nothing is left to be tried."""
+        while (place := self._next_place()) is not None:
+            if self._dial(place):
+                return
+        if self._attempts:
+            self._schedule()
+        else:
+            self._unreachable(self._failure or self._nobody())
+
+    def _next_place(self) -> Place | None:
+        """Whom to dial next; it is counted as entered. None: nobody now."""
+        group, now = self._group, self._connection.worker.now
+        assert group is not None
+        while self._race:
+            place = self._race.pop(0)
+            if place.at >= 0 and group.take(place):
+                self._raced.add(place)
+                return place
+        if self._attempts:
+            return None
+        is_retry = self._dials > 0
+        if is_retry and self._dials - len(self._raced) > group.backend.retries.attempts:
+            return None
+        for place in self._order:
+            if place in self._raced or place.at < 0:
+                continue
+            if not group.take(place):
+                self._failure = self._failure or Reason.CIRCUIT_OPEN
+                continue
+            if is_retry and not group.may_retry(now):
+                place.leave()
+                return None
+            self._race = group.racers(place, now)
+            return place
         return None
 
-    def lost_early(self) -> None:
-        """The backend broke, or ended, before the client got a byte of it."""
+    def _dial(self, place: Place) -> bool:
+        """Begin an attempt; whether there is one, or it has even succeeded."""
+        connection, address = self._connection, place.member.address
+        self._dials += 1
+        sock = None
+        try:
+            sock = dial.start(address)
+            connected = dial.progress(sock, address)
+        except dial.DialError as error:
+            if sock is not None:
+                sock.close()
+            place.leave()
+            self._refused(place, error)
+            return False
+        except OSError:  # no descriptor: another endpoint would fare no better
+            place.leave()
+            self._failure = Reason.DESCRIPTORS
+            self._order, self._race = iter(()), []
+            return False
+        if connected:
+            self._won(place, sock, registered=False)
+            return True
+        now = connection.worker.now
+        self._attempts[sock.fileno()] = _Attempt(place, sock, now + self._seconds)
+        if not dial.must_ask(address):
+            connection.worker.register(sock.fileno(), select.EPOLLOUT, connection)
+        connection.watch(connection.client, 0)  # errors are always reported
+        self._race_at = now + ATTEMPT_DELAY
+        self._schedule()
+        return True
 
-    def release(self, *, answered: bool) -> None:
-        """The connection is over; `answered`: the backend sent something."""
+    def _ask(self, attempt: _Attempt) -> None:
+        """Find out how an attempt is doing."""
+        place, sock = attempt.place, attempt.sock
+        try:
+            connected = dial.progress(sock, place.member.address)
+        except dial.DialError as error:
+            self._drop(attempt)
+            self._refused(place, error)
+            return
+        if connected:
+            del self._attempts[sock.fileno()]
+            self._won(place, sock, registered=not dial.must_ask(place.member.address))
 
-    def _connected(self) -> None:
-        connection = self._connection
+    def _won(self, place: Place, sock: socket.socket, *, registered: bool) -> None:
+        connection, group = self._connection, self._group
+        assert group is not None
+        self._settle()
+        self._place = place
+        self._order = iter(())
+        group.worked(place, Failure.DIAL)
+        connection.take_backend(sock, select.EPOLLOUT if registered else None)
         connection.record.dial_ms = connection.elapsed()
-        connection.record.endpoint = str(self._endpoint)
+        connection.record.endpoint = place.text
         connection.on(Event.CONNECTED)
 
-    def _unreachable(self) -> None:
-        connection, reason = self._connection, self._failure
-        if connection.listener.protocol is Protocol.TCP:
+    def _refused(self, place: Place, error: dial.DialError) -> None:
+        if error.is_ours:
+            self._failure = Reason.DIAL_REFUSED
+        else:
+            self._blame(place, Reason.DIAL_REFUSED, str(error.strerror).lower())
+
+    def _blame(self, place: Place, reason: Reason, why: str) -> None:
+        self._failure = reason
+        assert self._group is not None
+        self._group.failed(place, Failure.DIAL, why, self._connection.worker.now)
+
+    def _drop(self, attempt: _Attempt) -> None:
+        """Give an attempt up."""
+        worker = self._connection.worker
+        fd = attempt.sock.fileno()
+        del self._attempts[fd]
+        if not dial.must_ask(attempt.place.member.address):
+            worker.unregister(fd)
+        worker.bury(attempt.sock)
+        attempt.place.leave()
+
+    def _settle(self) -> None:
+        """The dial is over, however it went."""
+        for attempt in list(self._attempts.values()):
+            self._drop(attempt)
+        self._race = []
+        if self._is_dialling:
+            self._is_dialling = False
+            assert self._group is not None
+            self._group.load.row.end_dial()
+
+    def _schedule(self) -> None:
+        """When to look again."""
+        connection = self._connection
+        due = min(attempt.deadline for attempt in self._attempts.values())
+        if self._race:
+            due = min(due, self._race_at)
+        if any(dial.must_ask(one.place.member.address) for one in self._attempts.values()):
+            due = connection.worker.now
+        connection.worker.calendar.set(connection, due)
+
+    def _nobody(self) -> Reason:
+        assert self._group is not None
+        return self._group.why_nobody()
+
+    def _unreachable(self, reason: Reason) -> None:
+        connection = self._connection
+        self._settle()
+        if connection.listener.protocol is not Protocol.HTTP:
             connection.abort(reason)
             return
         connection.end_with(reason)
-        if reason is Reason.DIAL_TIMEOUT:
-            connection.reply_with(504, "no endpoint of the backend answered in time")
-        else:
-            connection.reply_with(503, "no endpoint of the backend takes connections")
+        detail = _WHY.get(reason, "no endpoint of the backend takes connections")
+        connection.reply_with(504 if reason is Reason.DIAL_TIMEOUT else 503, detail)
         connection.on(Event.UNREACHABLE)
+
+    # ---- afterwards
+
+    def lost_early(self) -> None:
+        """The backend broke, or ended, before the client got a byte of it."""
+        if self._group is not None and self._place is not None:
+            now = self._connection.worker.now
+            self._group.failed(self._place, Failure.EARLY, "no answer", now)
+
+    def release(self, *, answered: bool) -> None:
+        """The connection is over; `answered`: the backend sent something."""
+        self._settle()
+        group, place = self._group, self._place
+        if group is None:
+            return
+        if place is not None:
+            if answered:
+                group.worked(place, Failure.EARLY)
+            place.leave()
+            self._place = None
+        if self._is_admitted:
+            group.load.leave()
+        self._group = None

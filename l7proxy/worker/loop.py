@@ -17,6 +17,7 @@ import errno
 import gc
 import logging
 import os
+import random
 import select
 import signal
 import socket
@@ -26,7 +27,6 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Protocol
 
-from l7proxy.balance import GroupBalancer
 from l7proxy.datapath.relay import Relays
 from l7proxy.errors import Reason
 from l7proxy.model import Limits, Listener, Timeouts
@@ -38,6 +38,7 @@ from l7proxy.session import State
 from l7proxy.telemetry.counters import Counter
 from l7proxy.telemetry.log import event
 from l7proxy.worker.connection import Connection
+from l7proxy.worker.groups import Group
 from l7proxy.worker.setup import WorkerSetup
 from l7proxy.worker.spliced import SplicedPair
 from l7proxy.worker.timers import Calendar
@@ -100,13 +101,22 @@ class Worker:
         self.receive_ceiling = buffers.receive_ceiling()
         self.first_scratch = self.scratch[:FIRST_READ]
         self.spliced: dict[int, SplicedPair] = {}  # by pair: index >> 1
-        self.balancers = {
-            name: GroupBalancer(backend, start=setup.slot)
-            for name, backend in setup.policy.backends.items()
-        }
         self.clock = time.monotonic
         self.wall = time.time
         self.now = self.clock()
+        chance = random.Random()
+        self.groups = {
+            name: Group(
+                backend,
+                setup.resolved,
+                setup.health,
+                self.calendar,
+                chance,
+                self.now,
+                start=setup.slot,
+            )
+            for name, backend in setup.policy.backends.items()
+        }
         self._counters = setup.counters
         self._log = setup.access_log
         self._epoll = select.epoll()

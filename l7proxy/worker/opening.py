@@ -191,7 +191,8 @@ class Opening:
     def _backend_lost(self) -> None:
         """The backend broke before the pair was open."""
         connection = self._connection
-        connection.dialing.lost_early()
+        if not connection.early_answer:
+            connection.dialing.lost_early()
         if connection.listener.protocol is Protocol.TCP or connection.early_answer:
             connection.abort(Reason.BACKEND_RESET)
             return

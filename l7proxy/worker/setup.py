@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import socket
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 
 from l7proxy.datapath.sockmap import Splicer
 from l7proxy.model import Datapath, Listener, Policy
 from l7proxy.telemetry.accesslog import AccessLog
 from l7proxy.telemetry.counters import Counters
+from l7proxy.telemetry.health import HealthSlot
 
 
 @dataclass(slots=True)
@@ -32,3 +33,5 @@ class WorkerSetup:
     rows: Mapping[str, int]
     access_log: AccessLog
     control_fd: int
+    health: HealthSlot
+    resolved: Mapping[str, Sequence[str]] = field(default_factory=dict)

@@ -8,7 +8,7 @@ from collections import Counter
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from l7proxy.balance import GroupBalancer, WeightedTurns
+from l7proxy.balance import WeightedTurns
 from l7proxy.model import (
     Address,
     Backend,
@@ -155,13 +155,3 @@ def test_shares_are_exact_from_any_turn_on(weights: list[int], start: int) -> No
     turns = WeightedTurns(weights, start)
     taken = Counter(turns.take() for _ in range(sum(weights)))
     assert taken == {at: weight for at, weight in enumerate(weights) if weight}
-
-
-@given(st.integers(1, 20), st.integers(0, 100), st.integers(1, 60))
-def test_endpoints_share_and_each_order_is_whole(count: int, start: int, connections: int) -> None:
-    endpoints = tuple(Address("127.0.0.1", port) for port in range(1, count + 1))
-    balancer = GroupBalancer(Backend("app", tuple(map(Endpoint, endpoints))), start)
-    orders = [list(balancer.order()) for _ in range(connections)]
-    assert all(sorted(order, key=str) == sorted(endpoints, key=str) for order in orders)
-    firsts = Counter(order[0] for order in orders)
-    assert max(firsts.values()) - min(firsts[one] for one in endpoints) <= 1

@@ -164,7 +164,8 @@ KEYS = [f"client {n}".encode() for n in range(2000)]
 
 def hashed() -> Hashed:
     one = Hashed(Drawn())
-    one.set_table(NAMES, FULL, maglev.table(NAMES, FULL))
+    one.set_members(NAMES, FULL)
+    one.set_table(maglev.table(NAMES, FULL))
     return one
 
 
@@ -215,15 +216,40 @@ def test_who_starts_slowly_has_only_some_of_its_keys() -> None:
 
 def test_without_a_table_the_shares_are_the_same() -> None:
     one = Hashed(Drawn())
-    one.set_table(NAMES, FULL, None)
+    one.set_members(NAMES, FULL)
     found = Counter(owner(one, key, EVERYTHING) for key in KEYS)
     assert found[4] == pytest.approx(len(KEYS) / 3, rel=0.2)
     assert min(found.values()) > len(KEYS) / 12
 
 
+def test_until_there_is_a_new_table_the_old_one_goes_on() -> None:
+    one = hashed()
+    before = {key: NAMES[owner(one, key, EVERYTHING)] for key in KEYS}
+    names = ["10.0.0.9:80", *NAMES[3:], *NAMES[:2]]  # one is new, NAMES[2] has gone
+    one.set_members(names, [1, 1, 2, 1, 1])
+    after = {key: names[owner(one, key, (100, 100, 200, 100, 100))] for key in KEYS}
+    for key in KEYS:
+        if before[key] != NAMES[2]:
+            assert after[key] == before[key]
+    assert {after[key] for key in KEYS if before[key] == NAMES[2]} == set(names)
+    one.set_members(names[:2], [1, 1])
+    for key in KEYS[:100]:  # and once more, before there is a table
+        assert owner(one, key, (100, 100)) in (0, 1)
+
+
+def test_an_order_outlives_a_change() -> None:
+    """What comes second is asked for when the first dial has failed, and that may take seconds."""
+    one = hashed()
+    order = one.order(EVERYTHING, idle, b"key")
+    first = next(order)
+    one.set_members(NAMES[:1], [1])
+    assert sorted([first, *order]) == [0, 1, 2, 3, 4]
+
+
 def test_without_a_key_chance_decides() -> None:
     one = Hashed(random.Random(1))
-    one.set_table(NAMES, FULL, maglev.table(NAMES, FULL))
+    one.set_members(NAMES, FULL)
+    one.set_table(maglev.table(NAMES, FULL))
     assert len({next(one.order(EVERYTHING, idle, None)) for _ in range(100)}) == 5
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import resource
 import select
@@ -9,11 +10,12 @@ import socket
 import struct
 import time
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 from peers import Blackhole, refusing_port
 
-from l7proxy.model import Address
+from l7proxy.model import Address, UnixAddress
 from l7proxy.net import dial
 
 pytestmark = pytest.mark.net
@@ -96,6 +98,54 @@ def test_failed_at_once_leaves_nothing_open() -> None:
         dial.start(Address("255.255.255.255", 9))  # not for TCP: ENETUNREACH, or EACCES
     assert told.value.errno
     assert len(os.listdir("/proc/self/fd")) == before
+
+
+# ---- unix sockets
+
+
+@pytest.mark.parametrize("path", ["{}/sock", "@l7proxy-test-{}"])
+def test_a_unix_socket_is_connected_at_once(tmp_path: Path, path: str) -> None:
+    address = UnixAddress(path.format(tmp_path))
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(dial.sockaddr(address))
+        listener.listen()
+        with dial.start(address) as sock:
+            assert dial.progress(sock, address)
+            assert not sock.getblocking()
+            other, _ = listener.accept()
+            with other:
+                sock.send(b"to the backend")
+                assert other.recv(100) == b"to the backend"
+            dial.watch_for_dead_end(sock)  # there is nothing to be set, and nothing fails
+
+
+def test_a_unix_socket_that_is_not_there(tmp_path: Path) -> None:
+    with pytest.raises(dial.DialError, match="No such file") as told:
+        dial.start(UnixAddress(str(tmp_path / "none")))
+    assert not told.value.is_ours
+    with socket.socket(socket.AF_UNIX) as bound:
+        bound.bind(str(tmp_path / "deaf"))
+        with pytest.raises(dial.DialError, match="refused"):
+            dial.start(UnixAddress(str(tmp_path / "deaf")))
+
+
+def test_a_full_unix_socket_has_to_be_asked_again(tmp_path: Path) -> None:
+    address = UnixAddress(str(tmp_path / "full"))
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(address.path)
+        listener.listen(0)
+        with dial.start(address) as first, dial.start(address) as second:
+            assert dial.progress(first, address)
+            assert not dial.progress(second, address)
+            assert dial.must_ask(address)
+            listener.accept()[0].close()
+            assert dial.progress(second, address)
+
+
+def test_what_is_not_the_endpoints_fault() -> None:
+    assert dial.DialError(errno.EADDRNOTAVAIL).is_ours
+    assert not dial.DialError(errno.ECONNREFUSED).is_ours
+    assert dial.DialError(errno.ECONNREFUSED).strerror == "Connection refused"
 
 
 def test_no_descriptor_is_no_failed_dial(listener: socket.socket) -> None:
