@@ -36,6 +36,9 @@ def substitute(
     A value is replaced once, however many aliases lead to it. Reports what is not set or misspelled
     as errors.
     """
+    written = walker.source.text
+    if "${" not in written and "\\" not in written:  # in double quotes `\x24` is a `$`
+        return ()
     found: list[tuple[int, Variable]] = []
     left = MAX_CHARACTERS
     seen: set[int] = set()

@@ -125,7 +125,12 @@ class _Tree:
         return None if isinstance(root, Scalar) and root.tag == "null" else root
 
     def _events(self) -> Iterator[yaml.Event]:
-        return yaml.parse(self._source.text, Loader=_LOADER)
+        loader = _LOADER(self._source.text)
+        try:
+            while not isinstance(event := loader.get_event(), yaml.StreamEndEvent):
+                yield event
+        finally:
+            loader.dispose()
 
     def _problem(self, start: int, end: int, message: str, hint: str = "") -> SyntaxProblem:
         place = self._source.place(start - self._base, end - self._base)
