@@ -20,7 +20,7 @@ from dataclasses import dataclass, field
 import yaml
 
 from l7proxy.config import syntax
-from l7proxy.config.problems import Problem, Severity, Source, quoted
+from l7proxy.config.problems import Note, Place, Problem, Severity, Source, quoted
 
 _LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 _CORE = "tag:yaml.org,2002:"
@@ -132,9 +132,14 @@ class _Tree:
         finally:
             loader.dispose()
 
-    def _problem(self, start: int, end: int, message: str, hint: str = "") -> SyntaxProblem:
-        place = self._source.place(start - self._base, end - self._base)
-        return SyntaxProblem(Problem(Severity.ERROR, message, place, hint))
+    def _place(self, start: int, end: int) -> Place:
+        return self._source.place(start - self._base, end - self._base)
+
+    def _problem(
+        self, start: int, end: int, message: str, hint: str = "", notes: tuple[Note, ...] = ()
+    ) -> SyntaxProblem:
+        place = self._place(start, end)
+        return SyntaxProblem(Problem(Severity.ERROR, message, place, hint, notes))
 
     def _push(self, event: yaml.CollectionStartEvent, node: Sequence | Mapping) -> None:
         kind = "map" if isinstance(node, Mapping) else "seq"
@@ -148,7 +153,7 @@ class _Tree:
 
     def _add(self, event: yaml.NodeEvent | None, node: Node) -> None:
         if event is not None and event.anchor is not None:
-            self._anchors[event.anchor] = node
+            self._anchor(event.anchor, node)
         if not self._open:
             self._root = node
             return
@@ -162,6 +167,17 @@ class _Tree:
                 node.start, node.end = key.start, key.end  # nothing there: the key is what to show
             parent.pairs.append((key, node))
             self._keys[-1] = None
+
+    def _anchor(self, name: str, node: Node) -> None:
+        first = self._anchors.setdefault(name, node)
+        if first is not node:
+            raise self._problem(
+                node.start,
+                node.start + 1 + len(name),
+                f"the anchor `&{name}` is given twice",
+                "give each its own name: an alias would mean whichever stands before it",
+                (Note("the first one", self._place(first.start, first.start + 1 + len(name))),),
+            )
 
     def _scalar(self, event: yaml.ScalarEvent) -> Scalar:
         plain, _ = event.implicit

@@ -112,6 +112,9 @@ class MapOf(Generic[T]):
         return things
 
 
+_BLANK = "a blank is missing behind the `:`"
+
+
 @dataclass(frozen=True, slots=True)
 class Key:
     """One key of a table.
@@ -192,6 +195,8 @@ class Table:
             else:
                 meant = None if text in self.foreign else walker.guess(text, self.keys)
                 hint = self.foreign.get(text) or f"known are {_listed(self.keys)}"
+                if _runs_on(text, self.keys):
+                    hint, meant = _BLANK, None
                 message = f"unknown key {quoted(text)} in {self.noun}"
                 walker.error(key, message, did_you_mean(meant) if meant else hint)
                 excused.update([meant] if meant else self.keys if text in self.foreign else ())
@@ -212,7 +217,9 @@ class Table:
             walker.error(node, f"{what} has no value", f"give it {wanted}")
         else:
             hint = ""
-            if self.plain and isinstance(node, Scalar) and len(node.text) <= 60:
+            if isinstance(node, Scalar) and _runs_on(node.text, self.keys):
+                hint = _BLANK
+            elif self.plain and isinstance(node, Scalar) and len(node.text) <= 60:
                 hint = f"write {{{self.plain}: {_copied(walker, node)}}}"
             walker.error(node, f"{what} must be {wanted}, and this is {meaning(node)}", hint)
         return None
@@ -305,6 +312,12 @@ def _is_bracketed_text(node: Node) -> bool:
         and bool(node.pairs)
         and isinstance(node.pairs[0][0], Sequence)
     )
+
+
+def _runs_on(text: str, keys: Mapping[str, Key]) -> bool:
+    """Whether it is `key:value` without the blank that makes it a key and a value."""
+    key, colon, value = text.partition(":")
+    return key in keys and bool(colon and value)
 
 
 def _copied(walker: Walker, node: Scalar) -> str:

@@ -161,11 +161,17 @@ class Walker:
         """
         own: dict[str, tuple[Scalar, Node]] = {}
         merged: dict[str, tuple[Scalar, Node]] = {}
+        merge: Scalar | None = None
         for key, value in mapping.pairs:
             self.visit(key)
             if not isinstance(key, Scalar):
                 self.error(key, "a key must be plain text", "write it as `key: value`")
             elif key.tag == "merge":
+                if merge is not None:
+                    first = self.note("first written here", merge)
+                    hint = "merge several maps with <<: [*one, *two]"
+                    self.error(key, "the key `<<` is written twice", hint, notes=(first,))
+                merge = key
                 for name, pair in self._merged(value):
                     merged.setdefault(name, pair)
             elif key.text in own:
