@@ -83,5 +83,22 @@ class Committed:
     generation: int
 
 
-TO_WORKER = (Sockets, Prepare, Commit, Abandon, Retire)
+@dataclass(frozen=True, slots=True)
+class Resolved:
+    """The addresses of DNS names: from the prober, when they change, and on to the workers.
+
+    An empty tuple, in place of a first answer: the name could not be resolved, so do not wait.
+    """
+
+    names: dict[str, tuple[str, ...]]
+
+
+@dataclass(frozen=True, slots=True)
+class Probe:
+    """To the prober: look after the backends of this policy (`net.bundle`); it comes along."""
+
+
+TO_WORKER = (Sockets, Prepare, Commit, Abandon, Retire, Resolved)
 FROM_WORKER = (Prepared, Unprepared, Committed)
+TO_PROBER = (Probe,)
+FROM_PROBER = (Resolved,)

@@ -101,6 +101,7 @@ class Group:
         self._slot = slot
         self._calendar = calendar
         self._picker = picker(backend.balance, chance, start)
+        self._has_names = any(isinstance(one.address, NameAddress) for one in backend.endpoints)
         self._by_hash = backend.balance.type is BalanceType.HASH
         self._budget = RetryBudget(backend.retries.budget, now, self.load.row.entered)
         self._by_token: dict[bytes, Place] = {}
@@ -113,6 +114,8 @@ class Group:
 
     def update(self, resolved: Resolved, now: float) -> None:
         """DNS names have these addresses now. Connections that there are stay as they are."""
+        if not self._has_names:
+            return
         if members(self.backend, resolved) != tuple(place.member for place in self.places):
             self._settle(resolved, now)
             self._fill(at_once=False)

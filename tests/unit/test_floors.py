@@ -30,7 +30,7 @@ FLOORS: tuple[tuple[frozenset[str], ...], ...] = (
         frozenset({"head"}),
     ),
     (frozenset({"config", "datapath", "net", "telemetry"}),),
-    (frozenset({"worker", "supervisor", "admin"}),),
+    (frozenset({"worker", "supervisor", "prober", "admin"}),),
     (
         frozenset({"doctor", "demo"}),
         frozenset({"launch"}),
