@@ -53,10 +53,10 @@ def substitute(
         elif isinstance(node, Mapping):
             for key, value in node.pairs:
                 waiting.append(value)
-                if isinstance(key, Scalar):
-                    _refuse_in_key(walker, key)
-                else:
+                if not isinstance(key, Scalar):
                     waiting.append(key)
+                elif "${" in key.text:
+                    _refuse_in_key(walker, key)
         elif isinstance(node, Scalar) and "${" in node.text:
             found += _replace(walker, node, environment)
             left -= len(node.text)
@@ -67,10 +67,9 @@ def substitute(
 
 
 def _refuse_in_key(walker: Walker, key: Scalar) -> None:
-    at = key.text.find("${")
-    if at >= 0:
-        hint = "write the key out: variables are for values"
-        walker.error(key, "a key cannot hold a variable", hint, part=slice(at, at + 2))
+    at = key.text.index("${")
+    hint = "write the key out: variables are for values"
+    walker.error(key, "a key cannot hold a variable", hint, part=slice(at, at + 2))
 
 
 def _replace(

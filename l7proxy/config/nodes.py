@@ -16,6 +16,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from functools import lru_cache
 
 import yaml
 
@@ -100,8 +101,8 @@ class _Tree:
     def read(self) -> Node | None:
         documents = 0
         for event in self._events():
-            if isinstance(event, yaml.ScalarEvent):
-                self._add(event, self._scalar(event))
+            if isinstance(event, yaml.ScalarEvent):  # two of three events: in a hurry
+                self._add(event.anchor, self._scalar(event))
             elif isinstance(event, yaml.SequenceStartEvent):
                 self._push(event, Sequence(*self._span(event)))
             elif isinstance(event, yaml.MappingStartEvent):
@@ -147,13 +148,13 @@ class _Tree:
             raise self._tag(event)
         if len(self._open) == syntax.MAX_DEPTH:
             raise self._problem(node.start, node.start + 1, syntax.TOO_DEEP)
-        self._add(event, node)
+        self._add(event.anchor, node)
         self._open.append(node)
         self._keys.append(None)
 
-    def _add(self, event: yaml.NodeEvent | None, node: Node) -> None:
-        if event is not None and event.anchor is not None:
-            self._anchor(event.anchor, node)
+    def _add(self, anchor: str | None, node: Node) -> None:
+        if anchor is not None:
+            self._anchor(anchor, node)
         if not self._open:
             self._root = node
             return
@@ -185,7 +186,8 @@ class _Tree:
             raise self._tag(event)
         text: str = event.value
         start, end = self._span(event)
-        if (bad := FORBIDDEN.search(text)) is not None:  # by an escape in double quotes
+        # Only an escape in double quotes can bring in what the text of the file does not hold.
+        if event.style == '"' and (bad := FORBIDDEN.search(text)) is not None:
             raise self._problem(
                 start, end, f"this text holds a control character (U+{ord(bad[0]):04X})"
             )
@@ -224,6 +226,7 @@ class _Tree:
         )
 
 
+@lru_cache(maxsize=4096)  # keys come again and again
 def _plain_tag(text: str) -> str:
     """The type of an unquoted scalar, by PyYAML's own YAML 1.1 table."""
     resolvers = yaml.SafeLoader.yaml_implicit_resolvers

@@ -120,6 +120,7 @@ class Source:
         self.text = text
         self.begins = [0]  # offset of each file
         self._files = [name]
+        self._last = -1, ""  # a line and its text
         self._starts = [0, *(end.end() for end in _LINE_END.finditer(text))]
 
     @classmethod
@@ -143,15 +144,27 @@ class Source:
         character (code point), tabs included.
         """
         row = bisect_right(self._starts, start) - 1
-        line_start = self._starts[row]
-        line_end = self._starts[row + 1] if row + 1 < len(self._starts) else len(self.text)
-        line = self.text[line_start:line_end].rstrip("\r\n")
+        line_start, line = self._starts[row], self._line(row)
         column = min(start - line_start, len(line))
         stop = column + 1 if end is None else min(end - line_start, len(line.rstrip()))
+        return Place(self._location(start, row, column), line, max(1, stop - column))
+
+    def location(self, start: int) -> Location:
+        """Where the place of `start` begins, without its line: cheap, for what has no problem."""
+        row = bisect_right(self._starts, start) - 1
+        return self._location(start, row, start - self._starts[row])
+
+    def _location(self, start: int, row: int, column: int) -> Location:
         file = bisect_right(self.begins, start) - 1
-        first_row = bisect_right(self._starts, self.begins[file]) - 1
-        location = Location(self._files[file], row - first_row + 1, column + 1)
-        return Place(location, line, max(1, stop - column))
+        first_row = bisect_right(self._starts, self.begins[file]) - 1 if file else 0
+        return Location(self._files[file], row - first_row + 1, column + 1)
+
+    def _line(self, row: int) -> str:
+        """The text of a line; the last one is kept, since a policy may be one line of megabytes."""
+        if self._last[0] != row:
+            end = self._starts[row + 1] if row + 1 < len(self._starts) else len(self.text)
+            self._last = row, self.text[self._starts[row] : end].rstrip("\r\n")
+        return self._last[1]
 
 
 def render(problem: Problem) -> str:

@@ -83,15 +83,18 @@ class Text(Generic[T]):
 
     def read(self, walker: Walker, node: Node, what: str) -> T | None:
         """See Reader."""
+        if isinstance(node, Scalar) and node.tag == "str":
+            walker.visit(node)
+            return parsed(walker, node, node.text, self.parse)
         if self.numbers and isinstance(node, Scalar) and node.tag == "int":
             walker.visit(node)
             return parsed(walker, node, node.text, self.parse)
-        if isinstance(node, Scalar) and node.tag != "str" and (bad := self.refuse(node)):
+        if isinstance(node, Scalar) and (bad := self.refuse(node)) is not None:
             walker.visit(node)
             walker.error(node, bad.message, bad.hint)
-            return None
-        text = expect_text(walker, node, what)
-        return None if text is None else parsed(walker, node, text, self.parse)
+        else:
+            expect_text(walker, node, what)
+        return None
 
 
 @dataclass(frozen=True, slots=True)
@@ -225,8 +228,8 @@ class Choice(Generic[Word]):
             text = expect_text(walker, node, what)
         if text is None:
             return None
-        known, later, alone = self.known, self.later or {}, self.alone or {}
-        if text in known:
+        later, alone = self.later or {}, self.alone or {}
+        if text in self.words._value2member_map_ and text not in later:
             return self.words(text)
         if text in later:
             walker.error(node, f"{what} {quoted(text)} is not built yet", later[text])
@@ -234,7 +237,8 @@ class Choice(Generic[Word]):
         if text in alone:
             walker.error(node, f"{what} {quoted(text)} says too little", alone[text])
             return None
-        wanted = alternatives(f"`{word}`" for word in known)
+        known = self.known
+        wanted = alternatives(f"`{one}`" for one in known)
         meant = walker.guess(text, known)
         hint = did_you_mean(meant) if meant else f"use {wanted}"
         walker.error(node, f"{what} must be {wanted}, and not {quoted(text)}", hint)

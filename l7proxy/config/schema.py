@@ -8,7 +8,7 @@ by walking the same tree: `Made` and `Record` have a `reader` below them, `Kinds
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import cache
 from typing import Any, Generic, TypeVar
@@ -131,6 +131,9 @@ class Key:
     hint: str = ""
 
 
+_NONE: frozenset[str] = frozenset()
+
+
 @dataclass(frozen=True, slots=True)
 class Fields:
     """What a table holds: `values` of the keys without problems, `keys` of all that are written."""
@@ -138,7 +141,7 @@ class Fields:
     values: Mapping[str, At[Any]]
     keys: Mapping[str, Node]
     node: Node
-    excused: frozenset[str] = frozenset()  # keys whose lack follows from what has been reported
+    excused: frozenset[str] = _NONE  # keys whose lack follows from what has been reported
 
     def at(self, key: str) -> At[Any] | None:
         """The value with its place; None when it is left out or wrong."""
@@ -171,6 +174,11 @@ class Table:
     empty: str = ""
     short: str = ""
     plain: str = ""
+    required: tuple[str, ...] = field(init=False)
+
+    def __post_init__(self) -> None:
+        required = tuple(name for name, key in self.keys.items() if key.required)
+        object.__setattr__(self, "required", required)
 
     def read(self, walker: Walker, node: Node, what: str) -> Fields | None:
         """See Reader; never None for a map, whatever is wrong inside."""
@@ -200,19 +208,19 @@ class Table:
                 message = f"unknown key {quoted(text)} in {self.noun}"
                 walker.error(key, message, did_you_mean(meant) if meant else hint)
                 excused.update([meant] if meant else self.keys if text in self.foreign else ())
-        for name, known in self.keys.items():
-            if known.required and name not in written and name not in excused:
+        for name in self.required:
+            if name not in written and name not in excused:
                 shown = Node(node.start, node.start + 1) if node.pairs else node
-                walker.error(shown, f"{self.noun} needs `{name}`", known.hint or known.doc)
-        return Fields(values, written, node, frozenset(excused))
+                key_ = self.keys[name]
+                walker.error(shown, f"{self.noun} needs `{name}`", key_.hint or key_.doc)
+        return Fields(values, written, node, frozenset(excused) if excused else _NONE)
 
     def _without_keys(self, walker: Walker, node: Node, what: str) -> Fields | None:
         if self.short:
             result = self.keys[self.short].reader.read(walker, node, what)
             values = {} if result is None else {self.short: At(result, node)}
             return Fields(values, {self.short: node}, node)
-        required = {name: key for name, key in self.keys.items() if key.required}
-        wanted = f"a map with {_listed(required or self.keys)}"
+        wanted = f"a map with {_listed(self.required or self.keys)}"
         if isinstance(node, Scalar) and node.tag == "null":
             walker.error(node, f"{what} has no value", f"give it {wanted}")
         else:
@@ -258,9 +266,8 @@ class Record(Generic[T]):
             return None
         if self.check is not None:
             self.check(walker, fields)
-        for name, key in self.reader.keys.items():
-            if key.required and name not in fields.values:
-                return None
+        if any(name not in fields.values for name in self.reader.required):
+            return None
         return self.make(**arguments(fields, self.names))
 
 
@@ -326,5 +333,5 @@ def _copied(walker: Walker, node: Scalar) -> str:
     return written if written.strip("\"'") == node.text else node.text
 
 
-def _listed(keys: Mapping[str, Key]) -> str:
+def _listed(keys: Iterable[str]) -> str:
     return ", ".join(f"`{key}`" for key in keys)

@@ -106,6 +106,10 @@ def no_mode(text: str) -> Bad:
     )
 
 
+# What nearly all look like; whatever else is sound or wrong is told apart below.
+_USUAL_HOSTNAME = re.compile(r"(?:\*\.)?(?:[a-z][a-z0-9-]{0,20}[a-z0-9]\.){0,9}[a-z]{2,20}")
+_USUAL_PATH = re.compile(r"(?:/[A-Za-z0-9_~-][A-Za-z0-9_.~-]{0,40}){1,20}")
+
 _HOST_LABEL = re.compile(r"[a-z0-9](?:[a-z0-9-]*[a-z0-9])?")
 
 
@@ -142,6 +146,8 @@ def hostname(text: str) -> str:
     Gateway API v1, Hostname: "IPs are not allowed"; "a hostname may be prefixed with a wildcard
     label (`*.`). The wildcard label must appear by itself as the first label."
     """
+    if _USUAL_HOSTNAME.fullmatch(text):
+        return text
     if "://" in text:
         rest = text.partition("://")[2].split("/")[0].split(":")[0]
         raise Bad(f"{quoted(text)} is a URL, and a hostname is wanted", f"write {rest}")
@@ -203,6 +209,8 @@ def path(text: str) -> str:
     "'%2f'", "'#'"; "must not end with '/..'", "'/.'". A request that is spelled so is another
     matter: see `routing`.
     """
+    if _USUAL_PATH.fullmatch(text):
+        return text
     if "://" in text:
         raise Bad(
             f"{quoted(text)} is a URL, and a path is wanted", "the host stands in `hostnames`"

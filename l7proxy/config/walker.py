@@ -13,7 +13,7 @@ from l7proxy.config.problems import Note, Place, Problem, Severity, Source, quot
 from l7proxy.config.scalars import meaning
 from l7proxy.model import Location
 
-MAX_VISITS = 1_000_000  # security limit: nodes looked at, aliases and merges counted each time
+MAX_VISITS = 2_000_000  # security limit: nodes looked at, aliases and merges counted each time
 MAX_PROBLEMS = 1_000  # enough for one sitting
 MAX_GUESSES = 20_000  # words compared for "did you mean", a second's worth
 
@@ -68,7 +68,7 @@ class Walker:
 
     def location(self, node: Node) -> Location:
         """Where `node` begins."""
-        return self.place(node).location
+        return self.source.location(node.start)
 
     def written(self, node: Node) -> str:
         """How `node` stands in the file, quotes and all."""
@@ -179,7 +179,9 @@ class Walker:
                 self.error(key, f"the key {quoted(key.text)} is written twice", notes=(first,))
             else:
                 own[key.text] = key, value
-        return {**own, **{name: pair for name, pair in merged.items() if name not in own}}
+        for name, pair in merged.items():
+            own.setdefault(name, pair)
+        return own
 
     def _merged(self, value: Node) -> Iterator[tuple[str, tuple[Scalar, Node]]]:
         for part in value.items if isinstance(value, Sequence) else [value]:

@@ -6,7 +6,6 @@ The words are those of HTTPRouteMatch (Gateway API v1), and so is what they mean
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import replace
 
 from l7proxy.config import httpvalues, values
 from l7proxy.config.language.drafts import MatchDraft
@@ -130,7 +129,7 @@ def _from_map(
     _walker: Walker, entries: list[tuple[At[str], ValueMatch | None]], _node: Node
 ) -> list[At[ValueMatch]]:
     return [
-        At(replace(value, name=name.value), name.node)
+        At(ValueMatch(name.value, value.value, value.type), name.node)
         for name, value in entries
         if value is not None
     ]
