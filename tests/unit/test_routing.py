@@ -26,9 +26,11 @@ from l7proxy.model import (
 )
 from l7proxy.routing import (
     AMBIGUOUS,
+    EVERYTHING,
     NO_STREAM_ROUTE,
     NO_WEIGHT,
     NOT_FOUND,
+    Claim,
     Router,
     applies,
     claims,
@@ -481,12 +483,12 @@ def test_takes_everything() -> None:
 def test_claims() -> None:
     one = route("a", "/x/", "=/%78/", hosts=("A.test", "*.b.test"))
     assert list(claims(one)) == [
-        (("a.test", PREFIX, "/x"), 0),
-        (("*.b.test", PREFIX, "/x"), 0),
-        (("a.test", EXACT, "/x/"), 1),
-        (("*.b.test", EXACT, "/x/"), 1),
+        (Claim("a.test", PREFIX, "/x"), 0),
+        (Claim("*.b.test", PREFIX, "/x"), 0),
+        (Claim("a.test", EXACT, "/x/"), 1),
+        (Claim("*.b.test", EXACT, "/x/"), 1),
     ]
-    assert list(claims(route("b"))) == [(("", PREFIX, ""), 0)]
+    assert list(claims(route("b"))) == [(EVERYTHING, 0)]
 
 
 def groups(one: Router, count: int) -> list[str]:

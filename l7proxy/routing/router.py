@@ -1,0 +1,150 @@
+"""The compiled routes of one listener, and how they are compiled."""
+
+from __future__ import annotations
+
+from collections.abc import Generator
+
+from l7proxy import filters
+from l7proxy.filters import modified_path
+from l7proxy.model import Decision, Hello, Listener, Policy, Protocol, Requested, Respond, Splice
+from l7proxy.routing.claims import taking_part
+from l7proxy.routing.conditions import Facts
+from l7proxy.routing.hosts import HostSet
+from l7proxy.routing.readings import is_plain, readings
+from l7proxy.routing.rules import Rule, decisions_of, turns_of
+from l7proxy.routing.splice import Auto
+from l7proxy.routing.tables import Hosts
+
+NOT_FOUND = Respond(404, "no route for this request")
+NO_STREAM_ROUTE = Respond(404, "no route for this listener")
+AMBIGUOUS = Respond(400, "the path can be read in ways that lead to different routes")
+
+SLICE = 200  # routes that are compiled between two yields; 1 to 3 ms
+
+
+class Router:
+    """The compiled routes of one listener, for one worker.
+
+    A decision costs a few look-ups, however many hosts and prefixes there are; regular expressions,
+    and rules that differ in nothing but headers and the like, are tried one by one. It is pure but
+    for one thing: a route with several `backendRefs` remembers whose turn it is.
+    """
+
+    __slots__ = ("_hosts", "_rules")
+
+    def __init__(self, listener: Listener) -> None:
+        tcp = listener.protocol is Protocol.TCP  # which has no host to restrict
+        self._hosts = HostSet(() if tcp else listener.hostnames)
+        self._rules = Hosts()
+
+    def add(self, hosts: tuple[str, ...], rule: Rule) -> None:
+        """Take in a rule, before the first decision is asked for."""
+        for host in hosts:
+            self._rules.add(host, rule)
+
+    def decide(self, request: Requested) -> Decision:
+        """What to do with a request: as its route says, or Respond with 404 or 400.
+
+        400 is for a path that can be read in two ways (see `readings`), 500 for a route whose
+        backends are not there or have no weight.
+        """
+        rule = self.find(request)
+        if rule is None:
+            return NOT_FOUND
+        return AMBIGUOUS if isinstance(rule, Respond) else rule.take()
+
+    def find(self, request: Requested) -> Rule | Respond | None:
+        """The rule that wins, AMBIGUOUS, or None. No turn is taken."""
+        host, path = request.host, request.path
+        if host not in self._hosts:
+            return None
+        facts = Facts(request)
+        if is_plain(path):
+            return self._rules.find(host, path, facts)
+        plain, *others = readings(path)
+        rule = self._rules.find(host, plain, facts)
+        for other in others:
+            if other != plain and not agree(
+                rule, self._rules.find(host, other, facts), plain, other
+            ):
+                return AMBIGUOUS
+        return rule
+
+    def decide_stream(self, hello: Hello | None = None) -> Decision:
+        """What to do with a connection that has no head: what a TLS or a TCP listener got.
+
+        Forward or Deny as the route says; Respond means that there is none, or that its backends
+        are not there: nobody can be answered on a stream, so the connection is to be closed.
+        """
+        rule = self.find_stream(hello)
+        return NO_STREAM_ROUTE if rule is None else rule.take()
+
+    def find_stream(self, hello: Hello | None = None) -> Rule | None:
+        """The rule that wins, or None. No turn is taken."""
+        host = "" if hello is None else hello.sni
+        if host not in self._hosts:
+            return None
+        return self._rules.find(host, "", Facts(None, hello))
+
+
+def agree(one: Rule | None, two: Rule | None, path: str, other: str) -> bool:
+    """Whether what two readings of a path lead to is the same."""
+    if one is None or two is None:
+        return one is two
+    if one.route is not two.route:
+        return False
+    if one.moves is None:
+        return True
+    # The backend reads what was rewritten, and has to come to the same as if that reading had been.
+    forwarded = readings(modified_path(one.moves, one.match, path))
+    meant = readings(modified_path(one.moves, two.match, other))
+    return forwarded[1:] == meant[1:]
+
+
+def compile_slices(policy: Policy, start: int = 0) -> Generator[None, None, dict[str, Router]]:
+    """Compile a checked policy a little at a time: yields after each `SLICE` routes.
+
+    The value of the generator is a router for each listener, by the listener's name. A route on
+    several listeners takes its turns over all of them. `start` lets workers begin at different
+    turns: pass the worker's slot. Raises ValueError (PatternError is one) for a policy that no
+    check has let through.
+    """
+    turns = []
+    work = 0
+    for route in policy.routes:
+        filters.guard(route)
+        turns.append(turns_of(route, start))
+        work += 1
+        if not work % SLICE:
+            yield
+    routers: dict[str, Router] = {}
+    for listener in policy.listeners.values():
+        auto = Auto(policy, listener)
+        for route in policy.routes:
+            auto.add(route)
+            work += 1
+            if not work % SLICE:
+                yield
+        choice = auto.choice()
+        router = routers[listener.name] = Router(listener)
+        for order, route in enumerate(policy.routes):
+            splice = choice.mode if route.splice is Splice.AUTO else route.splice
+            for index, hosts in taking_part(route, listener):
+                match = route.matches[index]
+                decisions = decisions_of(route, match, policy, splice)
+                router.add(hosts, Rule(route, match, order, decisions, turns[order]))
+            work += 1
+            if not work % SLICE:
+                yield
+    return routers
+
+
+def compile_routers(policy: Policy, start: int = 0) -> dict[str, Router]:
+    """A router for each listener of a checked policy, by its name; see `compile_slices`."""
+    slices = compile_slices(policy, start)
+    while True:
+        try:
+            next(slices)
+        except StopIteration as done:
+            routers: dict[str, Router] = done.value
+            return routers
