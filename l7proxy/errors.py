@@ -79,7 +79,11 @@ class Reason(StrEnum):
     DONE = "done"  # both ends finished and every byte was delivered
     LOCAL_REPLY = "local_reply"  # answered by l7proxy itself as the policy says (404)
     BAD_REQUEST = "bad_request"  # the strict gate refused the head
-    HEAD_TIMEOUT = "head_timeout"  # no complete head in time
+    BAD_HELLO = "bad_hello"  # no ClientHello, or none that is passed on
+    PROXY_HEADER = "proxy_header"  # a malformed PROXY header, or none where one is required
+    DENIED = "denied"  # by `allow` and `deny` of a listener or of a route, or by `deny: true`
+    NO_ROUTE = "no_route"  # a stream (TLS, TCP) that no route takes; a request is answered with 404
+    HEAD_TIMEOUT = "head_timeout"  # no complete head, ClientHello or PROXY header in time
     CLIENT_CLOSED = "client_closed"  # the client left before its first request was complete
     CLIENT_RESET = "client_reset"
     BACKEND_RESET = "backend_reset"
@@ -93,6 +97,7 @@ class Reason(StrEnum):
     STALLED = "stalled"  # a receiver took nothing for the overflow timeout
     URGENT_DATA = "urgent_data"  # out-of-band TCP data is refused
     CONNECTION_LIMIT = "connection_limit"
+    CLIENT_LIMIT = "client_limit"  # this client has as many connections as it may
     DESCRIPTORS = "descriptors"  # EMFILE or ENFILE
     DATAPATH = "datapath"  # the verdict program gave a connection up (broken sequence)
     DRAIN_DEADLINE = "drain_deadline"

@@ -14,10 +14,9 @@ from __future__ import annotations
 
 import ipaddress
 import re
-from collections.abc import Container
 from dataclasses import dataclass
 
-from l7proxy.access import UNIX_CLIENT
+from l7proxy.access import UNIX_CLIENT, Blocks, Trust
 from l7proxy.authority import MAX_NAME
 from l7proxy.model import FieldPolicy, ForwardedFields
 
@@ -124,7 +123,7 @@ def _hops(headers: tuple[tuple[bytes, bytes], ...]) -> list[str | None]:
 
 
 def client_address(
-    peer: str, headers: tuple[tuple[bytes, bytes], ...], trusted: Container[str]
+    peer: str, headers: tuple[tuple[bytes, bytes], ...], trusted: Blocks | Trust
 ) -> str:
     """Who sent the request: the rightmost address that is no trusted proxy's.
 

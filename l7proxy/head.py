@@ -18,6 +18,13 @@ requests pass between the two ends untouched):
   an HTTP/1.0 client", means proxies between which and the client Keep-Alive could get out of
   step; a splice has one connection on each side and they end together.
 - Only the first request gets X-Forwarded-For and Via.
+
+Where every request has to be routed, the splice serves one request only: the head is sent with
+`Connection: close`, so that the backend ends the connection after its response and the client
+opens another one. RFC 9112 section 9.6: "A server that receives a "close" connection option MUST
+initiate closure of the connection [...] after it sends the final response to the request that
+contained the "close" connection option. [...] The server MUST NOT process any further requests
+received on that connection."
 """
 
 from __future__ import annotations
@@ -30,6 +37,7 @@ import h11
 from l7proxy import gate
 from l7proxy.errors import BadRequest
 from l7proxy.filters import Rewriting
+from l7proxy.forwarded import REWRITTEN, Fields, is_claim
 from l7proxy.gate import Rule
 from l7proxy.model import Limits
 from l7proxy.responses import local_response
@@ -299,53 +307,45 @@ _NOT_COPIED = frozenset(
         b"proxy-connection",
         b"te",
         b"upgrade",
-        b"via",
-        b"x-forwarded-for",
     }
-)
+) | frozenset(REWRITTEN)
 
 
-def serialise(head: Head, client_host: str, rewriting: Rewriting | None = None) -> bytes:
+def serialise(
+    head: Head,
+    forwarded: Fields,
+    *,
+    trusted: bool = False,
+    one_request: bool = False,
+    rewriting: Rewriting | None = None,
+) -> bytes:
     """Return the head as the backend gets it, the empty line included.
 
     Host stands first (RFC 9110 section 7.2: "as the first field in the header section"), then the
-    client's end-to-end fields in its order and spelling, then ours. `client_host` is appended to
-    X-Forwarded-For, as an address without brackets or port. RFC 9110 section 7.6.3: "An
-    HTTP-to-HTTP gateway MUST send an appropriate Via header field in each inbound request
-    message", with the version that was received. What the route changes (`rewriting`) comes last.
+    client's end-to-end fields in its order and spelling, then ours: `forwarded` is what stands for
+    all of `forwarded.REWRITTEN` (see `ForwardedWriter`). Other `X-Forwarded-*` are passed on from
+    trusted proxies only. `one_request`: see the top. `rewriting` is what the route changes.
     """
     not_copied = _NOT_COPIED | head.options if head.options else _NOT_COPIED
-    target, authority, drop = head.target, head.authority, _NONE
+    target, authority = head.target, head.authority
     if rewriting is not None:
-        drop = rewriting.drop
-        authority = rewriting.authority or authority
-        if rewriting.path is not None and target != "*":  # which stands for no path at all
+        if rewriting.path is not None and target != "*":
             target = rewriting.path if head.query is None else f"{rewriting.path}?{head.query}"
-    forwarded_for: list[bytes] = []
-    via: list[bytes] = []
+        authority = rewriting.authority or authority
+        if rewriting.drop:
+            not_copied |= rewriting.drop
+            forwarded = [field for field in forwarded if field[0].lower() not in rewriting.drop]
+        forwarded = [*forwarded, *rewriting.write]
     lines = [f"{head.method} {target} HTTP/{head.version}".encode("ascii")]
     if authority:
         lines.append(b"Host: " + authority.encode("ascii"))
     names = head.names or [name for name, _ in head.headers]
     for spelling, (name, value) in zip(names, head.headers, strict=True):
-        if name in drop:
-            continue
-        if name not in not_copied:
+        if name not in not_copied and (trusted or not is_claim(name)):
             lines.append(spelling + b": " + value)
-        elif name == b"x-forwarded-for":
-            forwarded_for.append(value)
-        elif name == b"via":
-            via.append(value)
-    forwarded_for.append(client_host.encode("ascii"))
-    via.append(f"{head.version} l7proxy".encode("ascii"))
-    if b"x-forwarded-for" not in drop:
-        lines.append(b"X-Forwarded-For: " + b", ".join(filter(None, forwarded_for)))
-    if b"via" not in drop:
-        lines.append(b"Via: " + b", ".join(filter(None, via)))
-    if rewriting is not None:
-        lines += [name + b": " + value for name, value in rewriting.write]
+    lines += [name + b": " + value for name, value in forwarded]
     options = []
-    if not head.keep_alive:
+    if one_request or not head.keep_alive:
         options.append(b"close")
     elif head.version == "1.0":
         options.append(b"keep-alive")

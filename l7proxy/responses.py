@@ -6,14 +6,30 @@ later request on that connection is read.
 
 from __future__ import annotations
 
+from l7proxy.model import StaticResponse
+
 # RFC 9110 section 15; 431 is of RFC 6585.
 _PHRASES = {
     200: "OK",
+    201: "Created",
+    202: "Accepted",
+    204: "No Content",
+    205: "Reset Content",
+    301: "Moved Permanently",
+    302: "Found",
+    303: "See Other",
+    304: "Not Modified",
+    307: "Temporary Redirect",
+    308: "Permanent Redirect",
     400: "Bad Request",
+    401: "Unauthorized",
     403: "Forbidden",
     404: "Not Found",
     405: "Method Not Allowed",
+    406: "Not Acceptable",
     408: "Request Timeout",
+    409: "Conflict",
+    410: "Gone",
     414: "URI Too Long",
     417: "Expectation Failed",
     421: "Misdirected Request",
@@ -41,7 +57,7 @@ def local_response(status: int, detail: str = "", *, method: str = "GET") -> byt
     """
     if not 200 <= status <= 599 or status in (204, 205, 304):
         raise ValueError(f"status {status} has no content or is not final")
-    phrase = _PHRASES.get(status, "Error" if status >= 400 else "Response")
+    phrase = _phrase(status)
     line = f"{status} {phrase}: {detail}" if detail else f"{status} {phrase}"
     text = "".join(char if char.isprintable() else "?" for char in line)
     body = text.encode("utf-8", "replace") + b"\n"
@@ -54,3 +70,38 @@ def local_response(status: int, detail: str = "", *, method: str = "GET") -> byt
         "\r\n"
     ).encode("ascii")
     return head if method == "HEAD" else head + body
+
+
+def _phrase(status: int) -> str:
+    return _PHRASES.get(status, "Error" if status >= 400 else "Response")
+
+
+def static_response(response: StaticResponse, *, method: str = "GET") -> bytes:
+    """Return the response that a policy writes, complete.
+
+    Content-Length and `Connection: close` are added, and a Content-Type where there is a body and
+    the policy names none. 204 and 304 have no content and no length (RFC 9110 section 8.6), 205
+    has the length 0 (section 15.3.6); a response to HEAD tells the length and has no content.
+    """
+    status = response.status
+    body = b"" if status in (204, 205, 304) else response.body.encode()
+    lines = [f"HTTP/1.1 {status} {_phrase(status)}"]
+    lines += [f"{name}: {value}" for name, value in response.headers]
+    if body and not any(name.lower() == "content-type" for name, _ in response.headers):
+        lines.append("Content-Type: text/plain; charset=utf-8")
+    if status not in (204, 304):
+        lines.append(f"Content-Length: {len(body)}")
+    lines.append("Connection: close")
+    head = ("\r\n".join(lines) + "\r\n\r\n").encode()
+    return head if method == "HEAD" else head + body
+
+
+def redirect_response(status: int, location: str, *, method: str = "GET") -> bytes:
+    """Return a redirect with a line of text for people whose client does not follow it.
+
+    No Cache-Control: 301 and 308 may be cached (RFC 9110 section 15.4), which is their purpose.
+    """
+    return static_response(
+        StaticResponse(status, (("Location", location),), f"{status} {_phrase(status)}\n"),
+        method=method,
+    )

@@ -4,8 +4,8 @@ The driver (`worker`) tells what happened and carries out what is ordered. An ev
 table has no row for is a bug of ours and raises `TransitionError`: better one connection reset
 and one line in the log than a pair of sockets in a state that nobody thought of.
 
-    accept -> HEAD -> DIAL -> SEND -> SPLICED or RELAYED -> CLOSED
-                 \\______\\______\\________\\-> REPLY -> LINGER -> CLOSED
+    accept -> HEAD -> DIAL -> SEND -> (ANSWER) -> SPLICED or RELAYED -> CLOSED
+                 \\______\\______\\_______\\___________\\-> REPLY -> LINGER -> CLOSED
 
 While a pair is open each of its directions has a small life of its own, a `Flow`:
 
@@ -26,9 +26,10 @@ class State(StrEnum):
     """Where a connection is; the access log names it at the end."""
 
     NEW = "new"
-    HEAD = "head"  # waiting for the first request's head
+    HEAD = "head"  # waiting for what routes: a PROXY header, a head, a ClientHello
     DIAL = "dial"  # connecting to an endpoint
     SEND = "send"  # writing the head, and what came with it, to the backend
+    ANSWER = "answer"  # the response's head is read in user space; the rest of the request goes on
     SPLICED = "spliced"  # the kernel moves the bytes
     RELAYED = "relayed"  # user space moves the bytes
     REPLY = "reply"  # writing an answer of our own
@@ -39,13 +40,15 @@ class State(StrEnum):
 class Event(StrEnum):
     """What happened to a connection."""
 
-    ACCEPTED_HTTP = "accepted http"
-    ACCEPTED_TCP = "accepted tcp"
-    ROUTED = "routed"  # the head is complete and a backend group was chosen
+    ACCEPTED = "accepted"  # and its first bytes are to be read
+    ACCEPTED_UNREAD = "accepted unread"  # nothing is read of it: a backend group was chosen
+    ROUTED = "routed"  # what routes is complete and a backend group was chosen
     ANSWERED = "answered"  # the decision, or a broken rule, is a local reply
     CONNECTED = "connected"
     UNREACHABLE = "unreachable"  # no endpoint took the connection
     SENT = "sent"  # everything user space has for the backend is in its write queue
+    AWAITED = "awaited"  # the same, and the response's head is to be read before the pair opens
+    ANSWER_SEEN = "answer seen"  # it was, and the client has it
     REFUSED = "refused"  # the kernel would not take the pair
     REPLIED = "replied"
     CLIENT_END = "client end"  # EOF of the client where no pair is open
@@ -63,6 +66,7 @@ class Command(StrEnum):
     READ_HEAD = "read head"
     DIAL = "dial"
     SEND = "send"
+    READ_ANSWER = "read answer"
     OPEN = "open"  # splice the pair, or relay it if that is not possible
     RELAY = "relay"  # relay the pair: the splice was refused
     REPLY = "reply"  # answer the client; what and why the driver knows
@@ -78,8 +82,8 @@ _CLOSE: _Row = (State.CLOSED, (Command.CLOSE,))
 _REPLY: _Row = (State.REPLY, (Command.REPLY,))
 
 TABLE: dict[tuple[State, Event], _Row] = {
-    (State.NEW, Event.ACCEPTED_HTTP): (State.HEAD, (Command.READ_HEAD,)),
-    (State.NEW, Event.ACCEPTED_TCP): (State.DIAL, (Command.DIAL,)),
+    (State.NEW, Event.ACCEPTED): (State.HEAD, (Command.READ_HEAD,)),
+    (State.NEW, Event.ACCEPTED_UNREAD): (State.DIAL, (Command.DIAL,)),
     (State.NEW, Event.ABORT): _RESET,
     (State.HEAD, Event.ROUTED): (State.DIAL, (Command.DIAL,)),
     (State.HEAD, Event.ANSWERED): _REPLY,
@@ -92,10 +96,8 @@ TABLE: dict[tuple[State, Event], _Row] = {
     (State.DIAL, Event.CLIENT_ERROR): _RESET,
     (State.DIAL, Event.ABORT): _RESET,
     (State.SEND, Event.SENT): (State.SPLICED, (Command.OPEN,)),
-    (State.SEND, Event.BACKEND_ERROR): _REPLY,
-    (State.SEND, Event.CLIENT_ERROR): _RESET,
-    (State.SEND, Event.TIMEOUT): _RESET,
-    (State.SEND, Event.ABORT): _RESET,
+    (State.SEND, Event.AWAITED): (State.ANSWER, (Command.READ_ANSWER,)),
+    (State.ANSWER, Event.ANSWER_SEEN): (State.SPLICED, (Command.OPEN,)),
     (State.SPLICED, Event.REFUSED): (State.RELAYED, (Command.RELAY,)),
     (State.REPLY, Event.REPLIED): (State.LINGER, (Command.LINGER,)),
     (State.REPLY, Event.CLIENT_ERROR): _RESET,
@@ -106,6 +108,13 @@ TABLE: dict[tuple[State, Event], _Row] = {
     (State.LINGER, Event.TIMEOUT): _CLOSE,
     (State.LINGER, Event.ABORT): _CLOSE,
 }
+for _state in (State.SEND, State.ANSWER):
+    TABLE |= {
+        (_state, Event.BACKEND_ERROR): _REPLY,
+        (_state, Event.CLIENT_ERROR): _RESET,
+        (_state, Event.TIMEOUT): _RESET,
+        (_state, Event.ABORT): _RESET,
+    }
 for _state in (State.SPLICED, State.RELAYED):
     TABLE |= {
         (_state, Event.FINISHED): _CLOSE,

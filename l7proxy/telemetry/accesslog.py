@@ -28,7 +28,10 @@ _NAME = 160
 _CLIENT = 80
 _METHOD = 80
 _HOST = 360
-_PATH = 1900
+_PATH = 1400
+_SNI = 260
+_ALPN = 80
+_RULE = 80
 
 
 @dataclass(slots=True)
@@ -38,18 +41,24 @@ class Record:
     `time` is in seconds since the epoch, at accept. `*_ms` count from accept; None when the point
     was never reached. Bytes are named by where they came from: `in` the client, `out` the backend;
     `kernel_*` is how many of those the kernel moved. Text from a client is latin-1 decoded.
+
+    `client` is who is served; where a trusted proxy said who that is, `proxy` is the proxy's
+    address. `rule` names the rule that refused the connection's first bytes, or denied it.
     """
 
     time: float
     worker: int
     listener: str
     client: str
+    proxy: str = ""
     route: str = ""
     backend: str = ""
     endpoint: str = ""
     method: str = ""
     host: str = ""
     path: str = ""
+    sni: str = ""
+    alpn: tuple[str, ...] = ()
     protocol: str = ""
     datapath: str = ""
     head_ms: float | None = None
@@ -63,6 +72,7 @@ class Record:
     overflows: int = 0
     status: int | None = None
     reason: Reason = Reason.DONE
+    rule: str = ""
     state: str = ""
 
 
@@ -71,16 +81,18 @@ def encode(record: Record) -> bytes:
     r = record
     return (
         f'{{"time":"{_stamp(r.time)}","worker":{r.worker},"listener":{_name(r.listener)},'
-        f'"client":{_text(r.client, _CLIENT)},"route":{_name(r.route)},'
+        f'"client":{_text(r.client, _CLIENT)},"proxy":{_text(r.proxy, _CLIENT)},'
+        f'"route":{_name(r.route)},'
         f'"backend":{_name(r.backend)},"endpoint":{_name(r.endpoint)},'
         f'"method":{_text(r.method, _METHOD)},"host":{_text(r.host, _HOST)},'
-        f'"path":{_text(r.path, _PATH)},"protocol":{_name(r.protocol)},'
+        f'"path":{_text(r.path, _PATH)},"sni":{_text(r.sni, _SNI)},'
+        f'"alpn":{_text(",".join(r.alpn), _ALPN)},"protocol":{_name(r.protocol)},'
         f'"datapath":{_name(r.datapath)},"head_ms":{_ms(r.head_ms)},"dial_ms":{_ms(r.dial_ms)},'
         f'"splice_ms":{_ms(r.splice_ms)},"total_ms":{_ms(r.total_ms)},'
         f'"bytes_in":{r.bytes_in},"bytes_out":{r.bytes_out},'
         f'"kernel_in":{r.kernel_in},"kernel_out":{r.kernel_out},"overflows":{r.overflows},'
         f'"status":{"null" if r.status is None else r.status},'
-        f'"reason":{_name(r.reason)},"state":{_name(r.state)}}}\n'
+        f'"reason":{_name(r.reason)},"rule":{_text(r.rule, _RULE)},"state":{_name(r.state)}}}\n'
     ).encode("ascii")
 
 

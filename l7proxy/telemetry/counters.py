@@ -22,6 +22,7 @@ from collections.abc import Iterable
 from enum import IntEnum, unique
 
 from l7proxy.errors import L7ProxyError, Reason
+from l7proxy.telemetry.presence import Presence, SharedPresence
 
 ROWS = 65_536
 """Names that can be counted at once, those of old policies with live connections included. A row
@@ -67,6 +68,12 @@ class Counter(IntEnum):
     ERROR_NO_ENDPOINT = 28
     ERROR_UNRESOLVED = 29
     ERROR_CIRCUIT_OPEN = 30
+    ERROR_BAD_HELLO = 31
+    ERROR_PROXY_HEADER = 32
+    ERROR_DENIED = 33
+    ERROR_NO_ROUTE = 34
+    ERROR_CLIENT_LIMIT = 35
+    ODD_ANSWERS = 36  # responses that got no cookie: their head is none of HTTP/1
 
 
 ERRORS: dict[Reason, Counter] = {
@@ -84,11 +91,12 @@ _PAIRED = (
 class Counters:
     """One worker's slot, and a look at everybody's for the limits that hold over all workers."""
 
-    __slots__ = ("_first", "_shared", "view")
+    __slots__ = ("_first", "_shared", "presence", "view")
 
-    def __init__(self, shared: SharedCounters, view: memoryview) -> None:
+    def __init__(self, shared: SharedCounters, view: memoryview, presence: Presence) -> None:
         self._shared = shared
         self._first = len(Counter)
+        self.presence = presence
         self.view = view
         """Indexed by `Counter`; `view[Counter.ACCEPTED] += 1` is the whole protocol."""
 
@@ -191,6 +199,7 @@ class SharedCounters:
         self.workers = workers
         self.rows = rows
         self._stride = -(-used // _LINE_WORDS) * _LINE_WORDS
+        self._presence = SharedPresence(workers)
         self._map = mmap.mmap(-1, workers * self._stride * _WORD)
         self._bytes = memoryview(self._map)
         self._words = self._bytes.cast("Q")
@@ -201,7 +210,7 @@ class SharedCounters:
 
     def slot(self, worker: int) -> Counters:
         """The slot of one worker; the same memory each time it is asked for."""
-        return Counters(self, self._views[worker])
+        return Counters(self, self._views[worker], self._presence.slot(worker))
 
     def total(self, counter: Counter) -> int:
         """The sum of a counter over all workers, live."""
@@ -244,10 +253,12 @@ class SharedCounters:
         entered = len(Counter)
         used = entered + 2 * self.rows
         view[entered + 1 : used : 2] = view[entered:used:2]
+        self._presence.clear(worker)
         return lost
 
     def close(self) -> None:
         """Unmap. Slots handed out before are unusable afterwards."""
+        self._presence.close()
         for view in self._views:
             view.release()
         self._views.clear()

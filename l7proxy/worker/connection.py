@@ -13,15 +13,19 @@ from typing import TYPE_CHECKING, Any
 
 from l7proxy.datapath.sockmap import HalfSpliced
 from l7proxy.errors import Reason
-from l7proxy.model import Forward, Protocol, Side
+from l7proxy.model import Protocol, Side
 from l7proxy.net import dial
+from l7proxy.responses import local_response
 from l7proxy.session import Command, Event, FlowCommand, FlowEvent, Session, State
 from l7proxy.telemetry.accesslog import Record
 from l7proxy.telemetry.counters import Counter
+from l7proxy.telemetry.presence import NOWHERE
 from l7proxy.worker.dialing import Dialing
+from l7proxy.worker.front import peer_of
 from l7proxy.worker.opening import Opening
 from l7proxy.worker.relayed import OpenPair, RelayedPair
 from l7proxy.worker.reply import Reply
+from l7proxy.worker.sending import Sending
 from l7proxy.worker.spliced import SplicedPair
 
 if TYPE_CHECKING:
@@ -35,24 +39,32 @@ class Connection:
 
     __slots__ = (
         "_masks",
+        "added",
+        "admitted",
         "backend",
         "began",
         "client",
+        "client_host",
         "copied",
         "dialing",
         "early_answer",
         "early_in",
         "early_out",
         "held_answer",
+        "held_request",
         "listener",
         "opening",
         "pair",
+        "presence",
         "record",
         "reply",
         "retry_at",
+        "sending",
         "session",
+        "spliceable",
         "splicer_index",
         "tick",
+        "timeouts",
         "worker",
     )
 
@@ -73,20 +85,28 @@ class Connection:
         self.early_in = 0  # bytes that the client sent before the pair was open
         self.early_out = 0  # bytes that were written to the backend before
         self.early_answer = 0  # bytes that the backend sent before the pair was open
+        self.added = 0  # bytes that were added to these on their way: a cookie
         self.held_answer = b""  # of these, what the client had no room for
+        self.held_request = b""  # what the backend had no room for; not in `early_in`
         # splice(2) gets nothing out of a socket that is in the map already; and for what is left
         # of an answer that has ended, or had no room, a pipe is not worth it
         self.copied = False
+        self.spliceable = not listener.front.is_unix  # the kernel may move the bytes
+        self.timeouts = listener.timeouts
         self.opening: Opening | None = Opening(self)
+        self.sending: Sending | None = None
         self.dialing: Dialing = Dialing(self)
         self.reply: Reply | None = None
         self._masks: list[int | None] = [None, None]  # what epoll watches, by side
-        host, port = address[0], address[1]
+        self.admitted = False  # by the listener's rules on clients
+        self.presence = NOWHERE  # where this client is counted
+        self.client_host, client_name = peer_of(address)
+        """The address of who is served, without port and zone; "unix:" where it has none."""
         self.record = Record(
             time=worker.wall(),
             worker=worker.slot,
             listener=listener.name,
-            client=f"[{host}]:{port}" if ":" in host else f"{host}:{port}",
+            client=client_name,
             protocol=listener.protocol,
         )
 
@@ -125,9 +145,7 @@ class Connection:
         """The deadline has passed."""
         state = self.session.state
         if state is State.HEAD:
-            self.end_with(Reason.HEAD_TIMEOUT)
-            self.reply_with(408, "the request's head did not arrive in time")
-            self.on(Event.TIMEOUT)
+            self._opening.timed_out()
         elif state is State.DIAL:
             self.dialing.timed_out()
         elif self.session.is_open:
@@ -135,6 +153,8 @@ class Connection:
         elif state is not State.CLOSED:
             if state is State.SEND:
                 self.end_with(Reason.STALLED)
+            elif state is State.ANSWER:
+                self.end_with(Reason.IDLE_TIMEOUT)
             self.on(Event.TIMEOUT)
 
     def abort(self, reason: Reason) -> None:
@@ -154,35 +174,68 @@ class Connection:
         self.end_with(Reason.CLIENT_RESET)
         self.on(Event.CLIENT_ERROR)
 
-    # ---- HEAD, DIAL, SEND: see `Opening`
+    # ---- HEAD: see `Opening`; DIAL: see `Dialing`; SEND, ANSWER: see `Sending`
 
     def begin(self) -> None:
-        """Start: read the first request, or dial at once where nothing is read."""
-        if self.listener.protocol is Protocol.HTTP:
-            self.on(Event.ACCEPTED_HTTP)
+        """Start: read what routes, or dial at once where nothing is read."""
+        front = self.listener.front
+        if front.guarded and front.knows(self.client_host) and not self.admit():
             return
-        decision = self.listener.router.decide_stream()
-        if isinstance(decision, Forward):  # else there is no endpoint to dial: refused
-            self.dialing.choose(decision, None, self.client_host, None)
-        self.on(Event.ACCEPTED_TCP)
+        if front.reads:
+            self.on(Event.ACCEPTED)
+        else:
+            self._opening.begin_unread()
+
+    def served(self, host: str, name: str) -> None:
+        """A trusted proxy said who is served: the address, and as the log shows it."""
+        if not self.record.proxy:
+            self.record.proxy = self.record.client
+        self.client_host = host
+        self.record.client = name
+
+    def admit(self) -> bool:
+        """Apply the listener's rules on clients to who is served; False when it was refused."""
+        self.admitted = True
+        front = self.listener.front
+        if not front.guarded:
+            return True
+        if not front.clients.admit(self.client_host):
+            self.record.rule = "client"
+            self.abort(Reason.DENIED)
+            return False
+        if front.client_limit is not None:
+            counted = self.worker.presence.enter(
+                self.listener.name, self.client_host, front.client_limit
+            )
+            if counted is None:
+                self.abort(Reason.CLIENT_LIMIT)
+                return False
+            self.presence = counted
+        return True
 
     @property
     def _opening(self) -> Opening:
         assert self.opening is not None
         return self.opening
 
+    @property
+    def _sending(self) -> Sending:
+        assert self.sending is not None
+        return self.sending
+
     # ---- SPLICED, RELAYED
 
     def _open(self) -> None:
         worker = self.worker
-        opening, self.opening = self._opening, None
-        self.held_answer = opening.held_answer
+        sending, self.sending = self._sending, None
+        self.held_answer, self.held_request = sending.held_answer, sending.held_request
         worker.view[Counter.RELAYED_CLIENT] += self.early_in
-        worker.view[Counter.RELAYED_BACKEND] += self.early_answer - len(self.held_answer)
+        worker.view[Counter.RELAYED_BACKEND] += max(0, self.early_answer - len(self.held_answer))
         self._schedule_check()
         splicer = worker.splicer
-        if splicer is None or self.dialing.is_unix or opening.answer_ended or self.held_answer:
-            self.copied = opening.answer_ended or bool(self.held_answer)
+        held = sending.answer_ended or bool(self.held_answer) or bool(self.held_request)
+        if splicer is None or held or not self.spliceable or self.dialing.is_unix:
+            self.copied = held
             self.on(Event.REFUSED)
             return
         try:
@@ -263,19 +316,19 @@ class Connection:
 
     def expect_progress(self) -> None:
         """A receiver takes nothing: look after it when the overflow timeout has passed."""
-        seconds = self.listener.timeouts.overflow
+        seconds = self.timeouts.overflow
         if seconds:
             self.worker.calendar.sooner(self, self.worker.now + seconds)
 
     def _schedule_check(self) -> None:
-        idle = self.listener.timeouts.idle
+        idle = self.timeouts.idle
         first = min(KEEPALIVE_AFTER, idle) if idle else KEEPALIVE_AFTER
         self.worker.calendar.set(self, self.worker.now + first)
 
     def _check_open(self) -> None:
         """Idle? Stalled? Neither is visible in the bytes, which l7proxy does not see."""
         assert self.pair is not None and self.backend is not None  # noqa: PT018
-        timeouts, now = self.listener.timeouts, self.worker.now
+        timeouts, now = self.timeouts, self.worker.now
         if now - self.began < 2 * KEEPALIVE_AFTER:
             try:
                 dial.watch_for_dead_end(self.backend)
@@ -301,9 +354,13 @@ class Connection:
     # ---- REPLY, LINGER: see `Reply`
 
     def reply_with(self, status: int, detail: str) -> None:
-        """Prepare the answer that the session is going to order."""
+        """Prepare a short response, which the session is going to order."""
+        self.answer_with(status, local_response(status, detail, method=self.record.method or "GET"))
+
+    def answer_with(self, status: int | None, answer: bytes) -> None:
+        """Prepare the answer that the session is going to order; `status` is that of a response."""
         self.record.status = status
-        self.reply = Reply(self, status, detail)
+        self.reply = Reply(self, answer)
 
     @property
     def _reply(self) -> Reply:
@@ -345,7 +402,9 @@ class Connection:
         if self.splicer_index >= 0:
             worker.release(self.splicer_index)
         self.dialing.release(answered=record.bytes_out > 0)
-        self.opening = self.reply = None
+        if self.presence != NOWHERE:
+            worker.presence.leave(self.presence)
+        self.opening = self.sending = self.reply = None
         record.total_ms = self.elapsed()
         worker.ended(self)
 
@@ -396,11 +455,6 @@ class Connection:
         else:
             self.worker.calendar.cancel(self)
 
-    @property
-    def client_host(self) -> str:
-        """The client's address without port, brackets and zone."""
-        return self.record.client.rpartition(":")[0].strip("[]").partition("%")[0]
-
     def elapsed(self) -> float:
         """Milliseconds since the accept."""
         return (self.worker.clock() - self.began) * 1000
@@ -409,7 +463,8 @@ class Connection:
 _COMMANDS: dict[Command, Callable[[Connection], None]] = {
     Command.READ_HEAD: lambda connection: connection._opening.read_head(),
     Command.DIAL: lambda connection: connection.dialing.start(),
-    Command.SEND: lambda connection: connection._opening.send(),
+    Command.SEND: lambda connection: connection._sending.send(),
+    Command.READ_ANSWER: lambda connection: connection._sending.read_answer(),
     Command.OPEN: Connection._open,
     Command.RELAY: Connection._relay,
     Command.REPLY: lambda connection: connection._reply.start(),
@@ -419,8 +474,9 @@ _COMMANDS: dict[Command, Callable[[Connection], None]] = {
 }
 
 _READY: dict[State, Callable[[Connection, Side, int], None]] = {
-    State.HEAD: lambda connection, side, mask: connection._opening.head_ready(side, mask),
-    State.SEND: lambda connection, side, mask: connection._opening.send_ready(side, mask),
+    State.HEAD: lambda connection, side, mask: connection._opening.ready(side, mask),
+    State.SEND: lambda connection, side, mask: connection._sending.send_ready(side, mask),
+    State.ANSWER: lambda connection, side, mask: connection._sending.answer_ready(side, mask),
     State.REPLY: lambda connection, side, mask: connection._reply.ready(side, mask),
     State.LINGER: lambda connection, side, mask: connection._reply.linger_ready(side, mask),
 }

@@ -38,6 +38,7 @@ from l7proxy.session import State
 from l7proxy.telemetry.counters import Counter
 from l7proxy.telemetry.log import event
 from l7proxy.worker.connection import Connection
+from l7proxy.worker.front import Front, compile_front
 from l7proxy.worker.groups import Group
 from l7proxy.worker.setup import WorkerSetup
 from l7proxy.worker.spliced import SplicedPair
@@ -76,6 +77,7 @@ class OpenListener:
     limits: Limits
     timeouts: Timeouts
     router: Router
+    front: Front
     sock: socket.socket
     tick: int = -1
 
@@ -95,6 +97,7 @@ class Worker:
         self.slot = setup.slot
         self.splicer = setup.splicer
         self.view = setup.counters.view
+        self.presence = setup.counters.presence
         self.calendar = Calendar()
         self.relays = Relays(setup.datapath)
         self.scratch = memoryview(bytearray(SCRATCH))
@@ -153,6 +156,7 @@ class Worker:
             limits=listener.limits,
             timeouts=listener.timeouts,
             router=router,
+            front=compile_front(listener, sock),
             sock=sock,
         )
         self.listen(opened)

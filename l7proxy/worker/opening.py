@@ -1,7 +1,10 @@
-"""From accept to a pair that can be opened: read the head, decide, send (`dialing` dials).
+"""From accept to a decision: read what routes (a PROXY header, a head, a ClientHello) and decide.
 
-Holds only what is needed until then; it is dropped when the pair opens, so that an idle connection
-is small.
+Who the client is, is known in up to three steps: the socket's address; a PROXY header, from trusted
+proxies; X-Forwarded-For or Forwarded, likewise. The rules of the listener on clients are applied
+once, when it is known, so a list of clients need not name the proxies that they come through.
+
+Dropped when the request goes on its way, so that an idle connection is small.
 """
 
 from __future__ import annotations
@@ -11,55 +14,84 @@ import socket
 from http import HTTPStatus
 from typing import TYPE_CHECKING
 
-from l7proxy.errors import BadRequest, Reason
+from l7proxy import access, clienthello, proxyproto
+from l7proxy.access import UNIX_CLIENT
+from l7proxy.clienthello import HelloReader
+from l7proxy.errors import BadHello, BadProxyHeader, BadRequest, Reason
+from l7proxy.filters import redirect_location, rewrite
+from l7proxy.forwarded import Hop, client_address
 from l7proxy.head import Head, HeadReader, serialise
-from l7proxy.model import Forward, Protocol, Respond, Side
-from l7proxy.session import Event
+from l7proxy.model import (
+    Address,
+    Decision,
+    Deny,
+    Forward,
+    Hello,
+    Protocol,
+    ProxyHeader,
+    Redirect,
+    Respond,
+    Route,
+    Side,
+    SocketAddress,
+    Splice,
+)
+from l7proxy.responses import local_response, redirect_response, static_response
+from l7proxy.session import Event, State
+from l7proxy.worker.front import socket_address, timeouts_of
+from l7proxy.worker.sending import Sending
 
 if TYPE_CHECKING:
     from l7proxy.worker.connection import Connection
 
-ANSWER_ROUNDS = 4  # buffers of a backend's first answer that are passed on before the splice
-SURPLUS_ROUNDS = 16  # buffers that are read along before the splice; the trim covers what is left
-
 _DONTWAIT = socket.MSG_DONTWAIT
-_GONE = select.EPOLLERR | select.EPOLLHUP
+
+ONE_REQUEST = (Splice.REQUEST, Splice.UPGRADE)
+"""Ways to splice in which a connection serves one request, so that each one is routed."""
 
 
 class Opening:
-    """The states HEAD and SEND of one connection; `Dialing` is DIAL."""
+    """The state HEAD of one connection."""
 
-    __slots__ = (
-        "_connection",
-        "_full_read",
-        "_outgoing",
-        "_reader",
-        "answer_ended",
-        "held_answer",
-    )
+    __slots__ = ("_connection", "_full_read", "_header", "_proxy", "_reader")
 
     def __init__(self, connection: Connection) -> None:
         self._connection = connection
-        self._reader: HeadReader | None = None
+        self._proxy: proxyproto.HeaderReader | None = None
+        self._header: proxyproto.Header | None = None
+        self._reader: HeadReader | HelloReader | None = None
         self._full_read = False  # the last read filled its buffer: there may be more
-        self._outgoing = b""  # for the backend, not yet written
-        self.answer_ended = False  # the backend has sent its answer and ended already
-        self.held_answer = b""  # what the client had no room for, of a first answer
 
-    # ---- HEAD
+    # ---- reading
 
     def read_head(self) -> None:
-        """Begin to read the first request."""
-        connection = self._connection
-        self._reader = HeadReader(connection.listener.limits)
+        """Begin to read the connection's first bytes."""
+        connection, front = self._connection, self._connection.listener.front
+        protocol, limits = connection.listener.protocol, connection.listener.limits
+        if front.proxy_header is not None:
+            required = front.proxy_header is ProxyHeader.REQUIRE
+            if connection.client_host in front.trust:
+                self._proxy = proxyproto.HeaderReader(required=required)
+            elif required:
+                # Nobody else may say who the client is; and what is sent without a header is not
+                # what the policy wants here.
+                connection.record.rule = "untrusted-proxy"
+                connection.abort(Reason.PROXY_HEADER)
+                return
+        if protocol is Protocol.HTTP:
+            self._reader = HeadReader(limits)
+        elif protocol is Protocol.TLS:
+            self._reader = HelloReader(limits.head_bytes)
+        elif self._proxy is None:  # a bare stream of somebody whose PROXY header would not count
+            self._route_stream(None, b"")
+            return
         connection.set_deadline(connection.listener.timeouts.head)
-        self.head_ready(Side.CLIENT, 0)
+        self.ready(Side.CLIENT, 0)
 
-    def head_ready(self, _side: Side, _mask: int) -> None:
-        """Read until the head is complete, or refused, or the client has no more for now."""
-        connection, reader = self._connection, self._reader
+    def ready(self, _side: Side, _mask: int) -> None:
+        """Read until it is known what to do, or the client has no more for now."""
+        connection = self._connection
         scratch = connection.worker.first_scratch
-        assert reader is not None
         while True:
             try:
                 n = connection.client.recv_into(scratch, 0, _DONTWAIT)
@@ -75,127 +107,272 @@ class Opening:
                 return
             connection.early_in += n
             self._full_read = n == len(scratch)
-            try:
-                head = reader.feed(bytes(scratch[:n]))
-            except BadRequest as error:
-                connection.end_with(Reason.BAD_REQUEST)
-                connection.reply_with(error.status, error.detail or error.rule)
-                connection.on(Event.ANSWERED)
+            if self._take(bytes(scratch[:n])):
                 return
-            if head is not None:
-                self._reader = None
-                self._route(head, reader.surplus)
-                return
+
+    def _take(self, data: bytes) -> bool:
+        """Take bytes of the client; True when nothing more is to be read here."""
+        connection = self._connection
+        try:
+            if self._proxy is not None:
+                if not self._proxy.feed(data):
+                    return False
+                proxy, self._proxy = self._proxy, None
+                self._header, data = proxy.header, proxy.surplus
+                if not self._learn_client():
+                    return True
+            reader = self._reader
+            if isinstance(reader, HeadReader):
+                head = reader.feed(data)
+                if head is not None:
+                    self._route(head, reader.surplus)
+                return head is not None
+            if reader is None:
+                self._route_stream(None, data)
+                return True
+            hello = reader.feed(data)
+            if hello is not None:
+                self._route_stream(hello, bytes(reader.taken))
+            return hello is not None
+        except BadRequest as error:
+            connection.end_with(Reason.BAD_REQUEST)
+            connection.record.rule = error.rule
+            connection.reply_with(error.status, error.detail or error.rule)
+            connection.on(Event.ANSWERED)
+        except BadHello as error:
+            connection.end_with(Reason.BAD_HELLO)
+            connection.record.rule = error.rule
+            connection.answer_with(None, clienthello.alert(error.alert))
+            connection.on(Event.ANSWERED)
+        except BadProxyHeader as error:
+            connection.record.rule = error.rule
+            connection.abort(Reason.PROXY_HEADER)
+        return True
+
+    def timed_out(self) -> None:
+        """The first bytes did not all come in time.
+
+        Where a PROXY header is optional on a bare stream, and not one byte of it has come, the
+        client waits for the server to speak first: it goes on without.
+        """
+        connection = self._connection
+        proxy = self._proxy
+        if (
+            proxy is not None
+            and self._reader is None
+            and not proxy.started
+            and connection.listener.front.proxy_header is ProxyHeader.ACCEPT
+        ):
+            self._proxy = None
+            self._route_stream(None, b"")
+        elif proxy is not None or not isinstance(self._reader, HeadReader):
+            connection.abort(Reason.HEAD_TIMEOUT)
+        else:
+            connection.end_with(Reason.HEAD_TIMEOUT)
+            connection.reply_with(408, "the request's head did not arrive in time")
+            connection.on(Event.TIMEOUT)
+
+    # ---- who the client is
+
+    def _learn_client(self) -> bool:
+        """Take over what a PROXY header says; False when this client is refused."""
+        connection, header = self._connection, self._header
+        source = None if header is None else header.source
+        if source is not None:
+            connection.served(
+                source.host if isinstance(source, Address) else UNIX_CLIENT, str(source)
+            )
+        if connection.listener.protocol is Protocol.HTTP:
+            front = connection.listener.front
+            if connection.client_host in front.trust:
+                return True  # the request may say more
+        return connection.admit()
+
+    # ---- deciding
 
     def _route(self, head: Head, surplus: bytes) -> None:
+        """Decide about a request."""
         connection, record = self._connection, self._connection.record
+        front = connection.listener.front
         record.head_ms = connection.elapsed()
         record.method, record.host, record.path = head.method, head.host, head.path
+        peer = connection.client_host  # as a PROXY header said, if there was one
+        trusted = not front.knows(peer)
+        if trusted:
+            client = client_address(peer, head.headers, front.trust)
+            if client != peer:
+                connection.served(client, client)
+            if not connection.admit():
+                return
         decision = connection.listener.router.decide(head)
-        if isinstance(decision, Respond):
-            refused = decision.status == HTTPStatus.BAD_REQUEST
-            connection.end_with(Reason.BAD_REQUEST if refused else Reason.LOCAL_REPLY)
-            connection.reply_with(decision.status, decision.detail)
-            connection.on(Event.ANSWERED)
+        if not isinstance(decision, Forward):
+            self._answer(decision, head)
             return
-        assert isinstance(decision, Forward)
+        route = decision.route
+        if not access.admits(route.access, connection.client_host):
+            self._deny(route, "access", head)
+            return
+        hop = Hop(peer, connection.client_host, trusted, self._scheme, front.port)
+        fields = front.forwarded.fields(
+            hop, head.headers, authority=head.authority, version=head.version
+        )
+        one_request = decision.splice in ONE_REQUEST
+        outgoing = self._proxy_out(decision, head.host, "") + serialise(
+            head,
+            fields,
+            trusted=trusted,
+            one_request=one_request,
+            rewriting=rewrite(head, route, decision.match),
+        )
+        body_left = None
+        if one_request and not head.chunked and not head.upgrade:
+            # What follows a body of known length is another request, which is not for this route.
+            body_left = head.content_length or 0
+            surplus = surplus[:body_left]
+            body_left -= len(surplus)
+        connection.spliceable &= decision.splice is not Splice.NEVER
         connection.dialing.choose(decision, head, connection.client_host, None)
-        self._outgoing = serialise(head, connection.client_host) + surplus
+        upgrades = decision.splice is Splice.UPGRADE
+        self._go(route, outgoing + surplus, body_left=body_left, upgrades=upgrades)
         connection.on(Event.ROUTED)
 
-    # ---- SEND
-
-    def send(self) -> None:
-        """Write the head and what came with it, and what more is already there of a large body."""
-        connection, backend = self._connection, self._connection.backend
-        assert backend is not None
-        rounds = SURPLUS_ROUNDS
-        while True:
-            while self._outgoing:
-                try:
-                    n = backend.send(self._outgoing, _DONTWAIT)
-                except BlockingIOError:
-                    connection.watch(backend, select.EPOLLOUT)
-                    connection.watch(connection.client, 0)  # its body waits until there is room
-                    connection.set_deadline(connection.listener.timeouts.overflow)
-                    return
-                except OSError:
-                    self._backend_lost()
-                    return
-                connection.early_out += n
-                self._outgoing = self._outgoing[n:]
-            if not self._full_read or not rounds:
-                break
-            rounds -= 1
-            if not self._read_surplus():
-                return
-        if self._take_first_answer():
-            connection.on(Event.SENT)
-
-    def send_ready(self, side: Side, mask: int) -> None:
-        """There is room at the backend, or one of the two has gone."""
-        if side is Side.BACKEND:
-            self.send()
-        elif mask & _GONE:
-            self._connection.client_failed()
-
-    def _read_surplus(self) -> bool:
-        """Read more of the client, until it has nothing; False when the connection is over."""
-        connection = self._connection
-        scratch = connection.worker.first_scratch
-        try:
-            n = connection.client.recv_into(scratch, 0, _DONTWAIT)
-        except BlockingIOError:
-            n = 0
-        except OSError:
-            connection.client_failed()
-            return False
-        self._outgoing = bytes(scratch[:n])
-        connection.early_in += n
-        self._full_read = n == len(scratch)
-        return True
-
-    def _take_first_answer(self) -> bool:
-        """Pass on what the backend has said already; False when the connection is over.
-
-        Both sockets are to be read until EAGAIN before they are spliced. And a near backend has
-        often answered by now, or even ended: then there is nothing to splice for.
-        """
-        connection, backend = self._connection, self._connection.backend
-        scratch = connection.worker.first_scratch
-        assert backend is not None
-        for _ in range(ANSWER_ROUNDS):
-            try:
-                n = backend.recv_into(scratch, 0, _DONTWAIT)
-            except BlockingIOError:
-                return True
-            except OSError:
-                self._backend_lost()
-                return False
-            if n == 0:
-                self.answer_ended = True
-                return True
-            connection.early_answer += n
-            try:
-                sent = connection.client.send(scratch[:n], _DONTWAIT)
-            except BlockingIOError:
-                sent = 0
-            except OSError:
-                connection.client_failed()
-                return False
-            if sent < n:
-                self.held_answer = bytes(scratch[sent:n])
-                return True
-        return True
-
-    def _backend_lost(self) -> None:
-        """The backend broke before the pair was open."""
-        connection = self._connection
-        if not connection.early_answer:
-            connection.dialing.lost_early()
-        if connection.listener.protocol is Protocol.TCP or connection.early_answer:
-            connection.abort(Reason.BACKEND_RESET)
+    def _route_stream(self, hello: Hello | None, outgoing: bytes) -> None:
+        """Decide about a stream; `outgoing` is what was read of it."""
+        connection, record = self._connection, self._connection.record
+        if hello is not None:
+            record.head_ms = connection.elapsed()
+            record.sni, record.alpn = hello.sni, hello.alpn
+        if not self._admit_unknown():
             return
-        connection.end_with(Reason.BACKEND_CLOSED)
-        connection.reply_with(502, "the backend closed the connection before it had the request")
-        connection.on(Event.BACKEND_ERROR)
+        decision = connection.listener.router.decide_stream(hello)
+        if not isinstance(decision, Forward):
+            denied = isinstance(decision, Deny)
+            if isinstance(decision, Deny):
+                record.route = decision.route.name
+            self._refuse_stream(denied=denied, rule="deny" if denied else "")
+            return
+        route = decision.route
+        if not access.admits(route.access, connection.client_host, hello):
+            record.route = route.name
+            self._refuse_stream(denied=True, rule="access")
+            return
+        alpn = hello.alpn[0] if hello is not None and hello.alpn else ""
+        sni = "" if hello is None else hello.sni
+        outgoing = self._proxy_out(decision, sni, alpn) + outgoing
+        connection.spliceable &= decision.splice is not Splice.NEVER
+        connection.dialing.choose(decision, None, connection.client_host, hello)
+        self._go(route, outgoing)
+        unread = connection.session.state is State.NEW
+        connection.on(Event.ACCEPTED_UNREAD if unread else Event.ROUTED)
+
+    def begin_unread(self) -> None:
+        """Decide about a stream of which nothing is read."""
+        self._route_stream(None, b"")
+
+    def _admit_unknown(self) -> bool:
+        """Admit the client of a stream that was not admitted before: no PROXY header came."""
+        connection = self._connection
+        return connection.admitted or connection.admit()
+
+    def _go(
+        self,
+        route: Route,
+        outgoing: bytes,
+        *,
+        body_left: int | None = None,
+        upgrades: bool = False,
+    ) -> None:
+        connection = self._connection
+        connection.timeouts = timeouts_of(connection.listener.timeouts, route.timeouts)
+        connection.sending = Sending(
+            connection,
+            outgoing,
+            full_read=self._full_read,
+            body_left=body_left,
+            upgrades=upgrades,
+        )
+        connection.opening = None
+
+    def _proxy_out(self, decision: Forward, authority: str, alpn: str) -> bytes:
+        """The PROXY header for the backend, if it wants one."""
+        version = decision.backend.proxy_protocol
+        if version is None:
+            return b""
+        client, header = self._connection.client, self._header
+        source: SocketAddress | None
+        destination: SocketAddress | None
+        if header is not None and header.source is not None:
+            source, destination = header.source, header.destination
+        else:
+            try:
+                source = socket_address(client.getpeername())
+            except OSError:  # the client is gone already, which is found out soon
+                source = None
+            destination = socket_address(client.getsockname())
+        return proxyproto.encode(version, source, destination, authority=authority, alpn=alpn)
+
+    # ---- answers of our own
+
+    def _answer(self, decision: Decision, head: Head) -> None:
+        """Answer a request instead of forwarding it."""
+        connection = self._connection
+        route = None if isinstance(decision, Forward) else decision.route
+        if route is not None and not access.admits(route.access, connection.client_host):
+            self._deny(route, "access", head)
+            return
+        if isinstance(decision, Deny):
+            self._deny(decision.route, "deny", head)
+            return
+        if route is not None:
+            connection.record.route = route.name
+        data: bytes
+        if isinstance(decision, Redirect):
+            status, data = self._redirect(decision, head)
+        else:
+            assert isinstance(decision, Respond)
+            status, respond = decision.status, None if route is None else route.respond
+            if respond is not None:
+                data = static_response(respond, method=head.method)
+            else:
+                data = local_response(status, decision.detail, method=head.method)
+        refused = status == HTTPStatus.BAD_REQUEST and route is None
+        connection.end_with(Reason.BAD_REQUEST if refused else Reason.LOCAL_REPLY)
+        if refused:
+            connection.record.rule = "ambiguous-path"
+        connection.answer_with(status, data)
+        connection.on(Event.ANSWERED)
+
+    def _redirect(self, decision: Redirect, head: Head) -> tuple[int, bytes]:
+        redirect = decision.route.redirect
+        assert redirect is not None
+        port = self._connection.listener.front.port
+        location = redirect_location(redirect, decision.match, head, self._scheme, port)
+        if location is None:
+            detail = "the request names no host that it could be redirected to"
+            return 400, local_response(400, detail, method=head.method)
+        return redirect.status, redirect_response(redirect.status, location, method=head.method)
+
+    @property
+    def _scheme(self) -> str:
+        """What the client speaks; a trusted proxy may say that it came to it over TLS."""
+        return "https" if self._header is not None and self._header.over_tls else "http"
+
+    def _deny(self, route: Route, rule: str, head: Head) -> None:
+        connection = self._connection
+        connection.record.route, connection.record.rule = route.name, rule
+        connection.end_with(Reason.DENIED)
+        connection.answer_with(403, local_response(403, method=head.method))
+        connection.on(Event.ANSWERED)
+
+    def _refuse_stream(self, *, denied: bool, rule: str) -> None:
+        """A TLS client is told by an alert; a bare stream can only be reset."""
+        connection = self._connection
+        reason = Reason.DENIED if denied else Reason.NO_ROUTE
+        connection.record.rule = rule
+        if connection.listener.protocol is not Protocol.TLS:
+            connection.abort(reason)
+            return
+        connection.end_with(reason)
+        number = clienthello.ACCESS_DENIED if denied else clienthello.UNRECOGNIZED_NAME
+        connection.answer_with(None, clienthello.alert(number))
+        connection.on(Event.ANSWERED)

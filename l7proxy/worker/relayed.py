@@ -73,14 +73,17 @@ class RelayedPair:
         client, backend = connection.client, connection.backend
         assert backend is not None
         relays = connection.worker.relays
-        self._answered = connection.early_answer - len(connection.held_answer)
+        self._answered = connection.early_answer - len(connection.held_answer)  # may be below zero
         self.datapath = Datapath.COPY if copy else relays.datapath
         channels: list[Channel]
         if self.datapath is Datapath.COPY:
             answer = relays.copy(backend, client)
             answer.hold(connection.held_answer)
             connection.held_answer = b""
-            channels = [relays.copy(client, backend), answer]
+            request = relays.copy(client, backend)
+            request.hold(connection.held_request)
+            connection.held_request = b""
+            channels = [request, answer]
         else:
             client.setblocking(False)
             channels = [relays.splice2(client, backend), relays.splice2(backend, client)]

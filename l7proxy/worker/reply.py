@@ -1,4 +1,4 @@
-"""An answer of our own: write it, then give the client time to read it."""
+"""An answer of our own, a response or a TLS alert: write it, give the client time to read."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING
 
 from l7proxy.model import Side
 from l7proxy.net import dial
-from l7proxy.responses import local_response
 from l7proxy.session import Event
 
 if TYPE_CHECKING:
@@ -25,9 +24,9 @@ class Reply:
 
     __slots__ = ("_connection", "_left")
 
-    def __init__(self, connection: Connection, status: int, detail: str) -> None:
+    def __init__(self, connection: Connection, answer: bytes) -> None:
         self._connection = connection
-        self._left = local_response(status, detail, method=connection.record.method or "GET")
+        self._left = answer
 
     def start(self) -> None:
         """Begin to write the answer. The backend, if there is one, has no part in it."""

@@ -64,7 +64,7 @@ class SplicedPair:
         answer = connection.early_answer
         self._ledgers = (
             Ledger(connection.early_in, connection.early_out),
-            Ledger(answer, answer),
+            Ledger(answer, answer + connection.added),
         )
         self._overflows: list[Overflow | None] = [None, None]
         self._stuck: list[float | None] = [None, None]  # since when a sink has had no room

@@ -32,6 +32,7 @@ from l7proxy.net.buffers import SO_MEMINFO
 from l7proxy.session import State
 from l7proxy.telemetry.counters import Counter
 from l7proxy.worker.connection import Connection
+from l7proxy.worker.sending import Sending
 from l7proxy.worker.timers import Calendar
 
 ESTABLISHED, CLOSE, CLOSE_WAIT = 1, 7, 8
@@ -516,7 +517,13 @@ class Run:
         self.client = FakeSocket(kernel, Side.CLIENT)
         self.backend = FakeSocket(kernel, Side.BACKEND)
         timeouts = SimpleNamespace(head=10.0, dial=5.0, idle=3600.0, overflow=300.0)
-        listener = SimpleNamespace(name="raw", protocol=protocol, timeouts=timeouts, index=0)
+        listener = SimpleNamespace(
+            name="raw",
+            protocol=protocol,
+            timeouts=timeouts,
+            index=0,
+            front=SimpleNamespace(is_unix=False),
+        )
         self.connection = connection = Connection(
             self.worker,  # type: ignore[arg-type]
             listener,
@@ -526,10 +533,8 @@ class Run:
         connection.backend = self.backend  # type: ignore[assignment]
         up = kernel.directions[Side.CLIENT]
         up.sent = connection.early_in = min(early, len(up.stream))
-        opening = connection.opening
-        assert opening is not None
-        opening._outgoing = up.stream[: up.sent]
-        opening._full_read = bool(early)
+        connection.opening = None
+        connection.sending = Sending(connection, up.stream[: up.sent], full_read=bool(early))
         connection.session.state = State.DIAL
 
     def turn(self) -> bool:

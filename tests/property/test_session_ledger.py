@@ -84,15 +84,27 @@ gaps = st.lists(kernel_steps, max_size=2)
 class Pair(RuleBasedStateMachine):
     """A pair from its splice to its end."""
 
-    @initialize(http=st.booleans(), early_in=st.integers(0, 3), early_out=st.integers(0, 3))
-    def splice(self, http: bool, early_in: int, early_out: int) -> None:
+    @initialize(
+        http=st.booleans(),
+        awaited=st.booleans(),
+        early_in=st.integers(0, 3),
+        early_out=st.integers(0, 3),
+        added=st.integers(0, 2),
+    )
+    def splice(self, http: bool, awaited: bool, early_in: int, early_out: int, added: int) -> None:
         self.session = Session()
-        self.on(Event.ACCEPTED_HTTP if http else Event.ACCEPTED_TCP)
+        self.on(Event.ACCEPTED if http else Event.ACCEPTED_UNREAD)
         if http:
             self.on(Event.ROUTED)
         self.on(Event.CONNECTED)
-        assert self.on(Event.SENT) is Command.OPEN
-        self.directions = (Direction(early_in, early_out), Direction(early_out, early_out))
+        if awaited:
+            assert self.on(Event.AWAITED) is Command.READ_ANSWER
+            assert self.on(Event.ANSWER_SEEN) is Command.OPEN
+        else:
+            assert self.on(Event.SENT) is Command.OPEN
+        # user space may have written more to the client than it had of the backend: a cookie
+        answer = Direction(early_out, early_out + added)
+        self.directions = (Direction(early_in, early_out), answer)
 
     def on(self, event: Event) -> Command:
         (command,) = self.session.on(event)

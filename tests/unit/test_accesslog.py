@@ -27,12 +27,15 @@ def test_the_whole_record() -> None:
             worker=3,
             listener="web",
             client="[2001:db8::1]:5000",
+            proxy="10.0.0.1:4711",
             route="api",
             backend="app",
             endpoint="127.0.0.1:9001",
             method="GET",
             host="example.com",
             path="/v1?q=1",
+            sni="a.example",
+            alpn=("h2", "http/1.1"),
             protocol="HTTP",
             datapath="sockmap",
             head_ms=0.5,
@@ -45,6 +48,7 @@ def test_the_whole_record() -> None:
             kernel_out=2**40 - 1,
             overflows=2,
             reason=Reason.BACKEND_RESET,
+            rule="host",
             state="SPLICED",
         )
     )
@@ -54,12 +58,15 @@ def test_the_whole_record() -> None:
         "worker": 3,
         "listener": "web",
         "client": "[2001:db8::1]:5000",
+        "proxy": "10.0.0.1:4711",
         "route": "api",
         "backend": "app",
         "endpoint": "127.0.0.1:9001",
         "method": "GET",
         "host": "example.com",
         "path": "/v1?q=1",
+        "sni": "a.example",
+        "alpn": "h2,http/1.1",
         "protocol": "HTTP",
         "datapath": "sockmap",
         "head_ms": 0.5,
@@ -73,6 +80,7 @@ def test_the_whole_record() -> None:
         "overflows": 2,
         "status": None,
         "reason": "backend_reset",
+        "rule": "host",
         "state": "SPLICED",
     }
 
@@ -131,7 +139,8 @@ def test_the_longest_line_fits_a_chunk() -> None:
         Record(
             253_402_300_799.0,
             number,
-            *[wide] * 8,
+            *[wide] * 10,
+            alpn=(wide, wide),
             protocol=wide,
             datapath=wide,
             head_ms=late,
@@ -145,6 +154,7 @@ def test_the_longest_line_fits_a_chunk() -> None:
             overflows=number,
             status=599,
             reason=max(Reason, key=len),
+            rule=wide,
             state=wide,
         )
     )

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import pytest
+from heads import written
 
 from l7proxy.filters import forbidden_header, guard, modified_path, redirect_location, rewrite
-from l7proxy.head import Head, HeadReader, serialise
+from l7proxy.head import Head, HeadReader
 from l7proxy.model import (
     BackendRef,
     Filters,
@@ -45,7 +46,7 @@ def head(raw: str) -> Head:
 def sent(raw: str, one: Route) -> list[str]:
     """The lines that a backend gets."""
     parsed = head(raw)
-    data = serialise(parsed, "192.0.2.1", rewrite(parsed, one, one.matches[0]))
+    data = written(parsed, "192.0.2.1", rewriting=rewrite(parsed, one, one.matches[0]))
     return data.decode("ascii").removesuffix("\r\n\r\n").split("\r\n")
 
 

@@ -23,7 +23,9 @@ PACKAGE = "l7proxy"
 FLOORS: tuple[tuple[frozenset[str], ...], ...] = (
     (frozenset({"errors"}), frozenset({"model"})),
     (
-        frozenset({"access", "authority", "budget", "cookies", "filters", "gate", "health"})
+        frozenset(
+            {"access", "answer", "authority", "budget", "cookies", "filters", "gate", "health"}
+        )
         | frozenset({"ledger", "maglev", "patterns", "proxyproto", "responses"}),
         frozenset({"balance"}),
         frozenset({"clienthello", "forwarded", "routing", "session", "target"}),

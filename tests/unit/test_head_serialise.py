@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import pytest
+from heads import written
 
-from l7proxy.head import Head, HeadReader, serialise
-from l7proxy.model import Limits
-
-CLIENT = "192.0.2.7"
+from l7proxy.head import Head, HeadReader
+from l7proxy.model import ForwardedFields, Limits
 
 TRANSCRIPTS = [
     (
@@ -220,7 +219,7 @@ TRANSCRIPTS = [
         """,
     ),
     (
-        "X-Forwarded-For and Via grow at the end",
+        "what a stranger says of hops before it goes no further; Via grows at the end",
         """
         >> GET / HTTP/1.1
         >> Host: a.example
@@ -230,10 +229,12 @@ TRANSCRIPTS = [
         >> via: 1.1 p.example
         >> X-Forwarded-For:
         >> X-Forwarded-Proto: https
+        >> X-Forwarded-Prefix: /x
+        >> X-Real-IP: 203.0.113.1
+        >> Forwarded: for=203.0.113.1
         << GET / HTTP/1.1
         << Host: a.example
-        << X-Forwarded-Proto: https
-        << X-Forwarded-For: 203.0.113.1, 203.0.113.2, 203.0.113.3, 192.0.2.7
+        << X-Forwarded-For: 192.0.2.7
         << Via: 1.0 fred, 1.1 p.example, 1.1 l7proxy
         """,
     ),
@@ -274,7 +275,7 @@ def read(data: bytes) -> Head:
     "transcript", [row[1] for row in TRANSCRIPTS], ids=[row[0] for row in TRANSCRIPTS]
 )
 def test_transcript(transcript: str) -> None:
-    assert serialise(read(side(transcript, ">>")), CLIENT) == side(transcript, "<<")
+    assert written(read(side(transcript, ">>"))) == side(transcript, "<<")
 
 
 @pytest.mark.parametrize(
@@ -283,7 +284,7 @@ def test_transcript(transcript: str) -> None:
 def test_what_is_sent_passes_the_gate_again(transcript: str) -> None:
     """A second l7proxy behind the first reads the same request."""
     first = read(side(transcript, ">>"))
-    second = read(serialise(first, CLIENT))
+    second = read(written(first))
     for name in ("method", "target", "path", "query", "host", "authority", "version"):
         assert getattr(second, name) == getattr(first, name), name
     for name in ("content_length", "chunked", "upgrade", "keep_alive", "expect_continue"):
@@ -292,16 +293,16 @@ def test_what_is_sent_passes_the_gate_again(transcript: str) -> None:
 
 def test_obs_text_is_forwarded_as_it_is() -> None:
     head = read(b"GET / HTTP/1.1\r\nHost: a\r\nX: \xe4\xff\r\n\r\n")
-    assert b"\r\nX: \xe4\xff\r\n" in serialise(head, CLIENT)
+    assert b"\r\nX: \xe4\xff\r\n" in written(head)
 
 
 def test_the_empty_line_before_the_request_is_not_forwarded() -> None:
-    assert serialise(read(b"\r\nGET / HTTP/1.0\r\n\r\n"), CLIENT).startswith(b"GET / ")
+    assert written(read(b"\r\nGET / HTTP/1.0\r\n\r\n")).startswith(b"GET / ")
 
 
 def test_an_ipv6_client_stands_without_brackets() -> None:
     head = read(b"GET / HTTP/1.0\r\n\r\n")
-    assert b"\r\nX-Forwarded-For: 2001:db8::7\r\n" in serialise(head, "2001:db8::7")
+    assert b"\r\nX-Forwarded-For: 2001:db8::7\r\n" in written(head, "2001:db8::7")
 
 
 def test_a_head_without_spellings_is_sent_in_lower_case() -> None:
@@ -309,4 +310,41 @@ def test_a_head_without_spellings_is_sent_in_lower_case() -> None:
     plain = Head(
         **{name: getattr(head, name) for name in Head.__slots__ if name not in ("names", "options")}
     )
-    assert b"\r\nx-y: 1\r\n" in serialise(plain, CLIENT)
+    assert b"\r\nx-y: 1\r\n" in written(plain)
+
+
+CHAIN = (
+    b"GET / HTTP/1.1\r\nHost: a.example\r\nX-Forwarded-For: 203.0.113.1\r\nVia: 1.0 fred\r\n"
+    b"x-forwarded-for: 203.0.113.3\r\nX-Forwarded-Proto: https\r\nX-Forwarded-Prefix: /x\r\n\r\n"
+)
+
+
+def test_what_is_usual_from_a_trusted_proxy_and_from_a_stranger() -> None:
+    usual = ForwardedFields()
+    assert written(read(CHAIN), fields=usual, trusted=True) == (
+        b"GET / HTTP/1.1\r\nHost: a.example\r\nX-Forwarded-Prefix: /x\r\n"
+        b"X-Forwarded-For: 203.0.113.1, 203.0.113.3, 192.0.2.7\r\nX-Forwarded-Proto: https\r\n"
+        b"X-Forwarded-Host: a.example\r\nVia: 1.0 fred, 1.1 l7proxy\r\n\r\n"
+    )
+    assert written(read(CHAIN), fields=usual) == (
+        b"GET / HTTP/1.1\r\nHost: a.example\r\n"
+        b"X-Forwarded-For: 192.0.2.7\r\nX-Forwarded-Proto: http\r\n"
+        b"X-Forwarded-Host: a.example\r\nVia: 1.0 fred, 1.1 l7proxy\r\n\r\n"
+    )
+
+
+@pytest.mark.parametrize(
+    ("fields", "options"),
+    [
+        (b"", b"close"),
+        (b"Connection: keep-alive\r\n", b"close"),
+        (b"Connection: upgrade\r\nUpgrade: websocket\r\n", b"close, upgrade"),
+        (b"Connection: close\r\n", b"close"),
+    ],
+)
+@pytest.mark.parametrize("version", [b"1.0", b"1.1"])
+def test_one_request_for_each_connection(fields: bytes, options: bytes, version: bytes) -> None:
+    head = read(b"GET / HTTP/" + version + b"\r\nHost: a\r\n" + fields + b"\r\n")
+    if version == b"1.0":
+        options = b"close"
+    assert written(head, one_request=True).endswith(b"Connection: " + options + b"\r\n\r\n")

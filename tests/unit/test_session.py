@@ -25,7 +25,7 @@ from l7proxy.session import (
 )
 
 SPLICE = """
-    >> accepted tcp
+    >> accepted unread
     << dial
     >> connected
     << send
@@ -34,9 +34,10 @@ SPLICE = """
     == spliced
 """
 RELAY = SPLICE + ">> refused\n << relay\n == relayed\n == client=user backend=user\n"
-HEAD = ">> accepted http\n << read head\n == head\n"
+HEAD = ">> accepted\n << read head\n == head\n"
 DIAL = HEAD + ">> routed\n << dial\n == dial\n"
 SEND = DIAL + ">> connected\n << send\n == send\n"
+ANSWER = SEND + ">> awaited\n << read answer\n == answer\n"
 REPLY = HEAD + ">> answered\n << reply\n == reply\n"
 LINGER = REPLY + ">> replied\n << linger\n == linger\n"
 
@@ -117,6 +118,14 @@ TRANSCRIPTS = {
     "the client breaks while its request is sent": SEND + ">> client error\n << reset\n == closed",
     "the backend takes nothing of the request": SEND + ">> timeout\n << reset\n == closed",
     "drained while the request is sent": SEND + ">> abort\n << reset\n == closed",
+    "the response's head is read before the splice": ANSWER
+    + ">> answer seen\n << open\n == spliced\n == client=kernel backend=kernel",
+    "... and the pair is relayed": ANSWER
+    + ">> answer seen\n << open\n >> refused\n << relay\n == relayed",
+    "no response comes, but the end": ANSWER + ">> backend error\n << reply\n == reply\n",
+    "the client breaks before the response": ANSWER + ">> client error\n << reset\n == closed",
+    "no response, for too long": ANSWER + ">> timeout\n << reset\n == closed",
+    "drained before the response": ANSWER + ">> abort\n << reset\n == closed",
     "aborted before anything happened": ">> abort\n << reset\n == closed",
     "spliced: the client breaks": SPLICE + ">> client error\n << reset\n == closed",
     "spliced: the backend breaks": SPLICE + ">> backend error\n << reset\n == closed",
@@ -254,7 +263,7 @@ def test_anything_can_be_aborted_until_it_is_closed() -> None:
 
 def test_a_stream_that_was_cut_is_reset() -> None:
     """While a pair is open, or on its way to it, only FINISHED ends a connection in order."""
-    streaming = (State.DIAL, State.SEND, State.SPLICED, State.RELAYED)
+    streaming = (State.DIAL, State.SEND, State.ANSWER, State.SPLICED, State.RELAYED)
     for (state, event), (_, commands) in TABLE.items():
         if state in streaming and Command.CLOSE in commands:
             assert event is Event.FINISHED

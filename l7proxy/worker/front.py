@@ -1,0 +1,88 @@
+"""A listener's rules, compiled: what its connections begin with, and who may make them."""
+
+from __future__ import annotations
+
+import socket
+from dataclasses import dataclass, replace
+from functools import lru_cache
+from typing import Any
+
+from l7proxy.access import UNIX_CLIENT, Clients, Trust, plain_address
+from l7proxy.forwarded import ForwardedWriter
+from l7proxy.model import Address, Listener, Protocol, ProxyHeader, RouteTimeouts, Timeouts
+
+
+@dataclass(frozen=True, slots=True)
+class Front:
+    """What is decided by the listener alone.
+
+    `port` is the one that clients come to, None on a unix socket. `client_limit` is how many
+    connections one client may have, over all workers; None for any number.
+    """
+
+    clients: Clients
+    trust: Trust
+    proxy_header: ProxyHeader | None
+    forwarded: ForwardedWriter
+    is_unix: bool
+    port: int | None
+    client_limit: int | None
+    reads: bool  # whether anything is read of a connection before it is routed
+    guarded: bool  # whether there are rules on who may connect
+
+    def knows(self, host: str) -> bool:
+        """Whether the client is who the connection is from: nobody is believed to say otherwise."""
+        return not self.trust or host not in self.trust
+
+
+def compile_front(listener: Listener, sock: socket.socket) -> Front:
+    """The rules of a listener that listens on `sock`."""
+    clients = Clients(listener.allow, listener.deny)
+    limit = listener.limits.client_connections
+    is_unix = sock.family == socket.AF_UNIX
+    return Front(
+        clients=clients,
+        trust=Trust(listener),
+        proxy_header=listener.proxy_protocol,
+        forwarded=ForwardedWriter(listener.forwarded),
+        is_unix=is_unix,
+        port=None if is_unix else sock.getsockname()[1],
+        client_limit=limit,
+        reads=listener.protocol is not Protocol.TCP or listener.proxy_protocol is not None,
+        guarded=bool(clients) or limit is not None,
+    )
+
+
+def peer_of(address: Any) -> tuple[str, str]:
+    """(host without a zone, `host:port`) of what accept(2) told; "unix:" on a unix socket.
+
+    An IPv4 client of a dual-stack socket is told of as IPv4.
+    """
+    if not isinstance(address, tuple):
+        return UNIX_CLIENT, UNIX_CLIENT
+    host, port = address[0], address[1]
+    if ":" not in host:
+        return host, f"{host}:{port}"
+    plain = plain_address(host)
+    return plain, f"[{host}]:{port}" if ":" in plain else f"{plain}:{port}"
+
+
+def socket_address(address: Any) -> Address | None:
+    """The address of one end of a TCP socket as the PROXY protocol tells it; None of unix."""
+    return Address(peer_of(address)[0], address[1]) if isinstance(address, tuple) else None
+
+
+@lru_cache(maxsize=4096)
+def _merged(listener: Timeouts, route: RouteTimeouts) -> Timeouts:
+    return replace(
+        listener,
+        idle=listener.idle if route.idle is None else route.idle,
+        overflow=listener.overflow if route.overflow is None else route.overflow,
+    )
+
+
+def timeouts_of(listener: Timeouts, route: RouteTimeouts) -> Timeouts:
+    """The listener's timeouts with those that the route sets; `dial` is for `Dialing`."""
+    if route.idle is None and route.overflow is None:
+        return listener
+    return _merged(listener, route)
