@@ -10,6 +10,7 @@ from l7proxy.commands.common import PATH_HELP, Subparsers, position, print_json
 
 if TYPE_CHECKING:
     from l7proxy.config.problems import Problem, Report
+    from l7proxy.model import Policy
 
 _EXIT_CODES = """\
 exit codes:
@@ -22,6 +23,7 @@ exit codes:
   problems   severity (error, warning, note), message, hint, and where: file, line, column, endLine,
              endColumn (from 1; endColumn is behind the last character); notes are second places
   files      what was read
+  splice     for each route that forwards, on each listener: the mode, whether `auto` chose it, why
   variables  each ${NAME}: where it stands, and whether its default was used (values are not shown)
 """
 
@@ -64,11 +66,28 @@ def _as_dict(report: Report, refused: bool) -> dict[str, Any]:
         "source": report.source,
         "problems": [_problem(problem) for problem in problems],
         "files": list(report.files),
+        "splice": [] if report.policy is None else _splice(report.policy),
         "variables": [
             {"name": one.name, "default": one.default, **position(one.place)}
             for one in report.variables
         ],
     }
+
+
+def _splice(policy: Policy) -> list[dict[str, Any]]:
+    from l7proxy.routing import chosen
+
+    return [
+        {
+            "listener": listener.name,
+            "route": name,
+            "splice": str(choice.mode),
+            "auto": choice.chosen,
+            "why": choice.why,
+        }
+        for listener in policy.listeners.values()
+        for name, choice in chosen(policy, listener).items()
+    ]
 
 
 def _problem(problem: Problem) -> dict[str, Any]:

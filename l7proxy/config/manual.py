@@ -68,8 +68,8 @@ the one with
 
 1. the highest `priority`, which is 0 where nothing is said;
 2. the most specific hostname: an exact one, then the wildcard with the most characters, then none;
-3. an `Exact` path; then a `RegularExpression`, the longer one first; then the longest `PathPrefix`;
-4. a `method`;
+3. an `Exact` path, then a `RegularExpression`, then the longest `PathPrefix`;
+4. a `method` (on a TLS listener: `alpn`);
 5. the most `headers`;
 6. the most `queryParams`;
 7. the earlier place in the file, and of several files in the one whose name comes first.

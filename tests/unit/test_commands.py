@@ -107,6 +107,7 @@ def test_check_as_json_to_the_letter(l7proxy: Verbs) -> None:
             }
         ],
         "files": ["p.yaml"],
+        "splice": [],
         "variables": [],
     }
 
@@ -121,6 +122,31 @@ def test_check_as_json_names_variables(l7proxy: Verbs, monkeypatch: pytest.Monke
         {"name": "L7_PORT", "default": True, **at, "column": 42, "endColumn": 58},
     ]
     assert "127.0.0.1" not in str(found["variables"])
+
+
+def test_check_as_json_tells_what_auto_chose(l7proxy: Verbs) -> None:
+    raw = "raw: {address: 127.0.0.1:9, protocol: TCP}"
+    second = "{name: never, matches: [{path: /x}], splice: never, backendRefs: [{name: x}]}"
+    text = GOOD.replace("backends: {", "backends: {x: {endpoints: [127.0.0.1:1]}, ")
+    text = text.replace("8080}", f"8080}}, {raw}").replace("routes: [", f"routes: [{second}, ")
+    code, found = l7proxy.json("check", "--json", l7proxy.write(text))
+    assert code == 0
+    apart = "later requests of a connection may match another route: `never`, `all`"
+    assert [list(one.values()) for one in found["splice"]] == [
+        ["web", "never", "never", False, "the route says so"],
+        ["web", "all", "request", True, apart],
+        ["raw", "all", "connection", True, "what comes over TCP has no requests to tell apart"],
+    ]
+    assert list(found["splice"][0]) == ["listener", "route", "splice", "auto", "why"]
+    assert [one["severity"] for one in found["problems"]] == ["warning", "note"]
+
+
+def test_notes_are_shown_and_are_no_fault(l7proxy: Verbs) -> None:
+    l7proxy.write(GOOD)
+    code, out, err = l7proxy("check", "--strict", "p.yaml")
+    assert (code, err) == (0, "")
+    assert out.splitlines()[0].startswith("p.yaml:1:13: note: `splice: auto` is `connection` on")
+    assert out.endswith("p.yaml: ok\n")
 
 
 def test_a_name_that_is_no_text_can_be_printed(l7proxy: Verbs) -> None:

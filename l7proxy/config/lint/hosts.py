@@ -1,15 +1,16 @@
-"""Hostname patterns that lie within each other, and hostnames that no listener serves."""
+"""Routes and hostnames that no listener can lead to."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
+from dataclasses import replace
 
-from l7proxy.config.language import Draft, RouteDraft
+from l7proxy.config.language import Draft
 from l7proxy.config.nodes import Node
 from l7proxy.config.problems import quoted
 from l7proxy.config.walker import Walker
-from l7proxy.model import Listener, Policy
-from l7proxy.routing import applies
+from l7proxy.model import Listener, Policy, Protocol, Route
+from l7proxy.routing.claims import applies, hostnames_on
 
 
 def wider(host: str) -> Iterator[str]:
@@ -26,26 +27,16 @@ def wider(host: str) -> Iterator[str]:
         yield ""
 
 
-def served(host: str, hostnames: Sequence[str]) -> bool:
-    """Whether a listener with these hostnames serves any host of the pattern."""
-    if not hostnames or not host or any(one in hostnames for one in wider(host)):
-        return True
-    return host.startswith("*.") and any(one.endswith(host[1:]) for one in hostnames)
-
-
 def check(walker: Walker, draft: Draft, policy: Policy) -> None:
     """Warns about routes that no listener can lead to, and hostnames likewise."""
     for route, written in zip(policy.routes, draft.routes or [], strict=True):
-        listeners = [one for one in policy.listeners.values() if applies(route, one)]
+        listeners = [one for one in policy.listeners.values() if can_get(route, one)]
         name = written.name.node if written.name else written.node
         if not listeners:
-            _asks_in_vain(walker, written, name)
+            _asks_in_vain(walker, route, policy, name)
             continue
-        lost = [
-            at
-            for at in written.hostnames or []
-            if not any(served(at.value, one.hostnames) for one in listeners)
-        ]
+        served = {host for one in listeners for host in hostnames_on(route, one)}
+        lost = [at for at in written.hostnames or [] if at.value not in served]
         if lost and len(lost) == len(written.hostnames or []):
             walker.warn(
                 name,
@@ -68,11 +59,28 @@ def _whose(listeners: list[Listener]) -> str:
     return "its listeners serve"
 
 
-def _asks_in_vain(walker: Walker, route: RouteDraft, name: Node) -> None:
-    said = quoted(route.name.value if route.name else "")
-    walker.warn(
-        name,
-        f"route {said} can never match: every listener speaks TCP, and it asks for a host or a"
-        " path",
-        "remove `hostnames` and `matches`, or add an HTTP listener",
-    )
+def can_get(route: Route, listener: Listener) -> bool:
+    """Whether the route could take part on the listener, if that served all hosts."""
+    return applies(route, replace(listener, hostnames=()))
+
+
+def _asks_in_vain(walker: Walker, route: Route, policy: Policy, name: Node) -> None:
+    spoken = {
+        one.protocol
+        for one in policy.listeners.values()
+        if not route.listeners or one.name in route.listeners
+    }
+    if spoken == {Protocol.TCP}:
+        walker.warn(
+            name,
+            f"route {quoted(route.name)} can never match: every listener speaks TCP, and it asks"
+            " for a host or a path",
+            "remove `hostnames` and `matches`, or add an HTTP listener",
+        )
+    else:
+        walker.warn(
+            name,
+            f"route {quoted(route.name)} can never match: none of its listeners can tell what it"
+            " asks for",
+            "paths, methods, headers and queries are read on HTTP listeners, ALPN on TLS listeners",
+        )

@@ -19,50 +19,35 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 from l7proxy.config.language import Draft, RouteDraft
-from l7proxy.config.lint.hosts import served, wider
+from l7proxy.config.lint.hosts import wider
 from l7proxy.config.nodes import Node
 from l7proxy.config.problems import quoted
 from l7proxy.config.walker import Walker
-from l7proxy.model import Listener, Match, PathType, Policy, Protocol, Route
-from l7proxy.routing import applies, equivalent
+from l7proxy.model import Listener, PathType, Policy, Protocol
+from l7proxy.routing.claims import Claim, claim, taking_part
 
 _LOOKED_AT = 64  # claims with one host and one path that are compared; a bound, not a rule
 
-PathClaim = tuple[PathType, str]
 Spot = tuple[int, int]
 """Index of a route, and of a match in it."""
 
 
 @dataclass(frozen=True, slots=True)
-class _Claim:
+class _Asks:
+    """A claim on a listener, and whose it is."""
+
     spot: Spot
     priority: int
-    host: str  # as the route says it; "" for every host
-    path: PathClaim
-    match: Match
+    claim: Claim
 
-    @property
-    def asks(self) -> object:
-        """Everything that it asks for, and its priority: equal ones tie."""
-        match = self.match
-        return (
-            self.priority,
-            self.host,
-            self.path,
-            match.method,
-            frozenset(match.headers),
-            frozenset(match.query),
-            frozenset(match.alpn),
-        )
-
-    def takes_all_of(self, other: _Claim) -> bool:
+    def takes_all_of(self, other: _Asks) -> bool:
         """Whether it asks for nothing that the other one does not; host and path are looked up."""
-        mine, its = self.match, other.match
+        mine, its = self.claim, other.claim
         return (
             mine.method in (None, its.method)
-            and set(mine.headers) <= set(its.headers)
-            and set(mine.query) <= set(its.query)
-            and (not mine.alpn or (bool(its.alpn) and set(its.alpn) <= set(mine.alpn)))
+            and mine.headers <= its.headers
+            and mine.query <= its.query
+            and (not mine.alpn or (bool(its.alpn) and its.alpn <= mine.alpn))
         )
 
 
@@ -71,55 +56,41 @@ class _Board:
     """The claims on one listener, in the order of the file."""
 
     listener: Listener
-    claims: list[_Claim] = field(default_factory=list)
-    _first: dict[object, _Claim] = field(default_factory=dict)
-    _urgent: dict[tuple[str, PathClaim], list[_Claim]] = field(default_factory=dict)
+    claims: list[_Asks] = field(default_factory=list)
+    _first: dict[tuple[int, Claim], _Asks] = field(default_factory=dict)
+    _urgent: dict[tuple[str, PathType, str], list[_Asks]] = field(default_factory=dict)
 
     def fill(self, policy: Policy) -> None:
         """Take the claims of all routes."""
         for index, route in enumerate(policy.routes):
-            if applies(route, self.listener):
-                self.claims += _claims(route, index, self.listener)
-        least = min((claim.priority for claim in self.claims), default=0)
-        for claim in self.claims:
-            self._first.setdefault(claim.asks, claim)
-            if claim.priority > least:
-                same = self._urgent.setdefault((claim.host, claim.path), [])
+            for at, hosts in taking_part(route, self.listener):
+                self.claims += [
+                    _Asks((index, at), route.priority, claim(host, route.matches[at]))
+                    for host in hosts
+                ]
+        least = min((one.priority for one in self.claims), default=0)
+        for one in self.claims:
+            self._first.setdefault((one.priority, one.claim), one)
+            if one.priority > least:
+                same = self._urgent.setdefault(one.claim[:3], [])
                 if len(same) < _LOOKED_AT:
-                    same.append(claim)
+                    same.append(one)
 
-    def rival(self, claim: _Claim) -> _Claim | None:
+    def rival(self, asks: _Asks) -> _Asks | None:
         """Who takes all that it would take."""
-        first = self._first[claim.asks]
-        if first is not claim:
+        first = self._first[asks.priority, asks.claim]
+        if first is not asks:
             return first
         if self._urgent:
-            for host in wider(claim.host):
-                for path in _wider_paths(*claim.path):
-                    for other in self._urgent.get((host, path), ()):
-                        if other.priority > claim.priority and other.takes_all_of(claim):
+            for host in wider(asks.claim.host):
+                for path_type, path in _wider_paths(asks.claim.path_type, asks.claim.path):
+                    for other in self._urgent.get((host, path_type, path), ()):
+                        if other.priority > asks.priority and other.takes_all_of(asks):
                             return other
         return None
 
 
-def _claims(route: Route, index: int, listener: Listener) -> Iterator[_Claim]:
-    hosts = [host for host in route.hostnames or ("",) if served(host, listener.hostnames)]
-    for at, match in enumerate(route.matches):
-        path = path_claim(match)
-        for host in hosts:
-            yield _Claim((index, at), route.priority, host, path, match)
-
-
-def path_claim(match: Match) -> PathClaim:
-    """The path as it is compared: equal claims take the same paths."""
-    kind, value = match.path.type, match.path.value
-    if kind is PathType.REGULAR_EXPRESSION:
-        return kind, value
-    value = equivalent(value)
-    return kind, value.rstrip("/") if kind is PathType.PATH_PREFIX else value
-
-
-def _wider_paths(kind: PathType, value: str) -> Iterator[PathClaim]:
+def _wider_paths(kind: PathType, value: str) -> Iterator[tuple[PathType, str]]:
     """The claim itself and every prefix that takes all of its paths."""
     yield kind, value
     if kind is not PathType.REGULAR_EXPRESSION:
@@ -137,19 +108,19 @@ def _wider_paths(kind: PathType, value: str) -> Iterator[PathClaim]:
 def check(walker: Walker, draft: Draft, policy: Policy) -> list[bool]:
     """Warns about them; for each listener whether any route takes part on it."""
     boards = [_Board(listener) for listener in policy.listeners.values()]
-    rivals: dict[Spot, _Claim] = {}
+    rivals: dict[Spot, _Asks] = {}
     alive: set[Spot] = set()
     only_streams: set[Spot] = set()
     for board in boards:
         board.fill(policy)
-        for claim in board.claims:
-            rival = board.rival(claim)
+        for asks in board.claims:
+            rival = board.rival(asks)
             if rival is None:
-                alive.add(claim.spot)
-            elif claim.spot not in rivals:
-                rivals[claim.spot] = rival
+                alive.add(asks.spot)
+            elif asks.spot not in rivals:
+                rivals[asks.spot] = rival
                 if board.listener.protocol is Protocol.TCP:
-                    only_streams.add(claim.spot)
+                    only_streams.add(asks.spot)
     teller = _Teller(walker, policy, draft.routes or [])
     for index, route in enumerate(policy.routes):
         lost = [
@@ -169,7 +140,7 @@ class _Teller:
     policy: Policy
     routes: list[RouteDraft]
 
-    def tell(self, spot: Spot, rival: _Claim, *, whole: bool, stream: bool) -> None:
+    def tell(self, spot: Spot, rival: _Asks, *, whole: bool, stream: bool) -> None:
         index, _ = spot
         route, other = self.policy.routes[index], self.policy.routes[rival.spot[0]]
         what = f"route {quoted(route.name)} can never match"
@@ -177,7 +148,8 @@ class _Teller:
             what = f"this match of route {quoted(route.name)} can never win"
         taker = "another match of it" if other is route else f"route {quoted(other.name)}"
         if other.priority > route.priority:
-            shown = f" ({_shown(rival.match)})" if rival.match.path.value != "/" else ""
+            path = other.matches[rival.spot[1]].path
+            shown = f" ({path.type} {path.value})" if path.value != "/" else ""
             why = f"{taker}{shown} takes its requests first, with priority {other.priority}"
             hint = "remove it, or give it a priority that is as high"
         else:
@@ -193,7 +165,3 @@ class _Teller:
         if not whole and written.matches:
             return written.matches[spot[1]].node
         return written.name.node if written.name else written.node
-
-
-def _shown(match: Match) -> str:
-    return f"{match.path.type} {match.path.value}"

@@ -1,48 +1,68 @@
-"""Which requests of a connection are looked at, and where that matters."""
+"""What `splice: auto` chose and why, and where later requests of a connection are not looked at."""
 
 from __future__ import annotations
 
-from l7proxy.config.language import Draft, ListenerDraft
-from l7proxy.config.problems import quoted
+from l7proxy.config.language import Draft, ListenerDraft, RouteDraft
+from l7proxy.config.problems import Severity, quoted
 from l7proxy.config.walker import Walker
-from l7proxy.model import BackendRef, Listener, Policy, Protocol
-from l7proxy.routing import applies, takes_everything
+from l7proxy.model import Listener, Policy, Protocol, Splice
+from l7proxy.routing.splice import Auto, SpliceChoice
+
+_WHOLE = (Splice.CONNECTION, Splice.NEVER)
+_MEANS = {
+    Splice.CONNECTION: "the whole connection is spliced after its first request",
+    Splice.REQUEST: "each connection carries one request, so that every request is routed",
+}
 
 
 def check(walker: Walker, draft: Draft, policy: Policy) -> None:
-    """Warns about each HTTP listener whose requests can have different answers."""
+    """Notes for every `auto`, and warnings for what was written against its better knowledge."""
+    routes = {
+        route.name: written
+        for route, written in zip(policy.routes, draft.routes or [], strict=True)
+    }
     for listener, written in zip(policy.listeners.values(), draft.listeners or [], strict=True):
-        if listener.protocol is Protocol.HTTP:
-            _told_apart(walker, written, listener, policy)
+        if listener.protocol is not Protocol.HTTP:
+            continue  # what it comes to there is always the same
+        auto = Auto(policy, listener)
+        for route in policy.routes:
+            auto.add(route)
+        choice = auto.choice()
+        left = [route.name for route in auto.forwarding if route.splice is Splice.AUTO]
+        if left:
+            _chosen(walker, written, listener, choice, left)
+        if choice.mode is Splice.CONNECTION:
+            continue
+        for route in auto.forwarding:
+            if route.splice in _WHOLE:
+                _not_inspected(walker, routes[route.name], listener, route.splice, choice)
 
 
-def _told_apart(walker: Walker, written: ListenerDraft, listener: Listener, policy: Policy) -> None:
-    """Warns where later requests of a connection could have another answer than the first.
-
-    Connections are spliced whole after their first request, so the later ones are not looked at.
-    That is right exactly when every request has the same answer: one set of backends for all that
-    matches, and something that matches everything, since 404 is an answer too.
-    """
-    answering = [route for route in policy.routes if applies(route, listener)]
-    answers: dict[tuple[BackendRef, ...], str] = {}
-    for route in answering:
-        answers.setdefault(route.backend_refs, route.name)
-    if not answering:
-        return
-    rest = not any(takes_everything(route) for route in answering)
-    if len(answers) == 1 and not rest:
-        return
-    names = [quoted(name) for name in answers.values()]
-    shown = ", ".join(names[:5]) + (f" and {len(names) - 5:,} more" if len(names) > 5 else "")
-    if len(names) > 1:
-        apart = f"whichever of the routes {shown} they match" + (", or none (404)" if rest else "")
-        hint = "where that matters, give each of these routes a listener of its own"
-    else:
-        apart = f"even those that route {shown} does not match (404)"
-        hint = "where that matters, let the backend check host and path itself"
+def _chosen(
+    walker: Walker,
+    written: ListenerDraft,
+    listener: Listener,
+    choice: SpliceChoice,
+    names: list[str],
+) -> None:
+    shown = ", ".join(map(quoted, names[:3]))
+    if len(names) > 3:
+        shown += f" and {len(names) - 3:,} more"
     walker.warn(
         written.name.node,
-        f"listener {quoted(listener.name)} routes only the first request of a connection"
-        f" (`splice: connection`): later ones on it go the same way, {apart}",
-        hint,
+        f"`splice: auto` is `{choice.mode}` on listener {quoted(listener.name)}, for {shown}:"
+        f" {choice.why}",
+        _MEANS[choice.mode],
+        severity=Severity.NOTE,
+    )
+
+
+def _not_inspected(
+    walker: Walker, route: RouteDraft, listener: Listener, splice: Splice, choice: SpliceChoice
+) -> None:
+    walker.warn(
+        route.fields.keys["splice"],
+        f"with `splice: {splice}` only the first request of a connection is looked at on listener"
+        f" {quoted(listener.name)}, and {choice.why}",
+        "write `splice: auto`, or give what differs a listener of its own",
     )
