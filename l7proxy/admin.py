@@ -13,7 +13,7 @@ import ipaddress
 import json
 import logging
 import socket
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from http import HTTPStatus
 from typing import Any
@@ -40,11 +40,20 @@ class _Answer:
 
 
 class Admin:
-    """Serves `GET /healthz` and `GET /stats` on a listening socket made by `open_admin`."""
+    """Serves `GET /healthz`, `GET /stats` and `POST /reload` on a socket made by `open_admin`.
 
-    def __init__(self, stats: Callable[[], dict[str, Any]], draining: Callable[[], bool]) -> None:
+    `reload` answers when the reload is over; `ok` in its answer says how.
+    """
+
+    def __init__(
+        self,
+        stats: Callable[[], dict[str, Any]],
+        draining: Callable[[], bool],
+        reload: Callable[[], Awaitable[dict[str, Any]]] | None = None,
+    ) -> None:
         self._stats = stats
         self._draining = draining
+        self._reload = reload
         self._clients: set[asyncio.Task[None]] = set()
         self._server: asyncio.Server | None = None
         self._loopback = False
@@ -94,26 +103,28 @@ class Admin:
                 if request is None:
                     return
                 method = request.method
-                answer = self._answer_safely(request)
+                answer = await self._answer_safely(request)
             await _send(http, writer, answer, head_only=method == b"HEAD")
             if http.our_state is not h11.DONE or http.their_state is not h11.DONE:
                 await _linger(reader, writer)
                 return
             http.start_next_cycle()
 
-    def _answer_safely(self, request: h11.Request) -> _Answer:
+    async def _answer_safely(self, request: h11.Request) -> _Answer:
         try:
-            return self._answer(request)
+            return await self._answer(request)
         except Exception:
             log.exception("admin request failed")
             return _Answer(500, b"internal error, see the log\n")
 
-    def _answer(self, request: h11.Request) -> _Answer:
+    async def _answer(self, request: h11.Request) -> _Answer:
         if self._loopback and not _names_this_machine(request):
             return _Answer(403, b"the Host header must be localhost or an IP address\n")
         path = _path(request.target)
+        if path == b"/reload" and self._reload is not None:
+            return await self._answer_reload(request, self._reload)
         if path not in (b"/healthz", b"/stats"):
-            return _Answer(404, b"not found; there are /healthz and /stats\n")
+            return _Answer(404, b"not found; there are /healthz, /stats and /reload\n")
         if request.method not in (b"GET", b"HEAD"):
             return _Answer(405, b"GET or HEAD\n", headers=(("Allow", "GET, HEAD"),))
         if path == b"/stats":
@@ -122,6 +133,18 @@ class Admin:
         if self._draining():
             return _Answer(503, b"draining")
         return _Answer(200, b"ok")
+
+    async def _answer_reload(
+        self, request: h11.Request, reload: Callable[[], Awaitable[dict[str, Any]]]
+    ) -> _Answer:
+        if request.method != b"POST":
+            return _Answer(405, b"POST\n", headers=(("Allow", "POST"),))
+        if any(name == b"origin" for name, _ in request.headers):
+            # a web page may send a POST anywhere; a browser says whose it is (Fetch, 3.2.5)
+            return _Answer(403, b"not from a web page\n")
+        outcome = await reload()
+        body = json.dumps(outcome, indent=2) + "\n"
+        return _Answer(200 if outcome["ok"] else 422, body.encode(), "application/json")
 
 
 async def _next_request(http: h11.Connection, reader: asyncio.StreamReader) -> h11.Request | None:

@@ -8,31 +8,34 @@ from __future__ import annotations
 
 import asyncio
 import codecs
+import importlib
 import logging
 import os
-import socket
+import signal
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from l7proxy import __version__, worker
-from l7proxy import config as policies
+from l7proxy import __version__, loading, prober, worker
 from l7proxy.admin import Admin
+from l7proxy.config.fingerprint import Fingerprint, fingerprint
 from l7proxy.datapath.sockmap import Splicer, load_splicers
 from l7proxy.doctor import prove_sockmap
 from l7proxy.errors import DatapathUnavailable, StartupError
-from l7proxy.model import Datapath, Listener, Policy
-from l7proxy.net import privileges
+from l7proxy.model import Datapath, Listener
+from l7proxy.net import bundle, privileges
 from l7proxy.net.adminsocket import open_admin
-from l7proxy.net.listen import bound_address, open_listeners
+from l7proxy.net.messages import FROM_PROBER, FROM_WORKER
+from l7proxy.reload import Reloader, tell
 from l7proxy.supervisor import EXIT_FAILED, Supervisor
 from l7proxy.telemetry import log as operational
 from l7proxy.telemetry.accesslog import AccessLog
 from l7proxy.telemetry.counters import Counter, Rows, SharedCounters
 from l7proxy.telemetry.health import HealthBoard
 from l7proxy.telemetry.log import event
+from l7proxy.watching import watch
 
 log = logging.getLogger(__name__)
 
@@ -54,6 +57,7 @@ class Options:
     drain_seconds: float = 30.0
     user: str | None = None
     log_level: str = "info"
+    watch: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,94 +75,126 @@ class _Way:
 def run(options: Options) -> int:
     """Run until stopped; the exit code. Raises StartupError when it cannot start as asked."""
     operational.configure(options.log_level)
-    report = policies.check(options.policy)
-    if report.errors or report.warnings:
-        print(report.render(), file=sys.stderr, flush=True)
-    if report.policy is None:
+    # Until there is somebody to hear it: see `Supervisor.run`. A policy that changes while we start
+    # is then loaded at once.
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGHUP})
+    seen = fingerprint(options.policy)
+    first = loading.load(options.policy)
+    if first.text:
+        print(first.text, file=sys.stderr, flush=True)
+    if first.policy < 0:
         return EXIT_FAILED
-    policy = report.policy
     account = privileges.account(options.user)
     workers = options.workers or len(os.sched_getaffinity(0))
     _, files = privileges.raise_nofile()
     wanted = _wanted(options.datapath)
-    listeners = open_listeners(policy)
-    way = _load(wanted, options.datapath, workers, _pairs(policy, workers, files))
     shared = SharedCounters(workers)
     health = HealthBoard(workers + 2)  # a slot for each worker, the prober, and the supervisor
-    rows = Rows(shared).assign(row_names(policy))
+    reloader = Reloader(options.policy, first, Rows(shared))
+    pairs = _pairs(reloader.serving.manifest.listeners, workers, files)
+    way = _load(wanted, options.datapath, workers, pairs)
     access_log = AccessLog.open(options.access_log)
 
     # Python imports codecs when they are first used, and the workers' user may not be able to read
-    # an installation below /root.
+    # an installation below /root. The engine for patterns may be needed by a later policy only.
     for codec in ("ascii", "latin-1", "utf-8"):
         codecs.lookup(codec)
+    importlib.import_module("re2")
 
     def child(slot: int, control_fd: int) -> int:
         privileges.drop(account)
+        serving = reloader.serving
         setup = worker.WorkerSetup(
             slot=slot,
-            policy=policy,
-            listeners=listeners,
+            policy=bundle.unpack(serving.policy),
+            prepare=serving.prepare,
+            sockets={number: one.sock for number, one in serving.sockets.items()},
             splicer=way.splicer(slot),
             datapath=way.datapath,
             counters=shared.slot(slot),
-            rows=rows,
             access_log=access_log,
             control_fd=control_fd,
             health=health.slot(slot),
+            resolved=reloader.resolved,
         )
+        os.close(serving.policy)
         return worker.run(setup)
 
-    def ended(slot: int) -> int:
-        health.reconcile(slot)
-        return shared.reconcile(slot)
+    def probe(control_fd: int) -> int:
+        privileges.drop(account)
+        serving = reloader.serving
+        for one in serving.sockets.values():
+            one.sock.close()
+        backends = bundle.backends(serving.policy)
+        os.close(serving.policy)
+        return prober.run(
+            prober.ProberSetup(backends, health.slot(workers), control_fd, reloader.resolved)
+        )
 
-    supervisor = Supervisor(
+    def ended(slot: int) -> int:
+        reloader.on_exit(slot)
+        health.reconcile(slot)
+        return shared.reconcile(slot) if slot < workers else 0  # the prober has no connections
+
+    def hangup() -> None:
+        log.info(event("reloading", why="SIGHUP"))
+        reloader.request()
+
+    supervisor = reloader.supervisor = Supervisor(
         workers,
         child,
         drain_seconds=options.drain_seconds,
+        prober=probe,
+        accepts=FROM_WORKER,
+        prober_accepts=FROM_PROBER,
+        inherited=reloader.inherited,
+        on_start=reloader.on_start,
+        on_message=reloader.on_message,
         on_exit=ended,
-        on_drain=lambda: _close(listeners),
+        on_drain=reloader.stop,
+        on_hangup=hangup,
         active=shared.active,
     )
-    return asyncio.run(_serve(options, supervisor, listeners, way, shared))
+    return asyncio.run(_serve(options, supervisor, reloader, way, shared, seen))
 
 
 async def _serve(
     options: Options,
     supervisor: Supervisor,
-    listeners: list[tuple[Listener, socket.socket]],
+    reloader: Reloader,
     way: _Way,
     shared: SharedCounters,
+    seen: Fingerprint,
 ) -> int:
     begun = time.monotonic()
 
     def stats() -> dict[str, Any]:
-        return collect(supervisor, way, shared, time.monotonic() - begun)
+        return collect(supervisor, reloader, way, shared, time.monotonic() - begun)
 
     def ready() -> None:
-        for listener, sock in listeners:
-            log.info(
-                event(
-                    "listening",
-                    name=listener.name,
-                    address=bound_address(sock),
-                    protocol=listener.protocol,
-                )
-            )
+        for listener, one in reloader.serving.listeners():
+            tell(listener, one)
         if admin_socket is not None:
             log.info(event("admin", address=admin_socket.text))
+        supervisor.probe(wanted=reloader.serving.manifest.probing)
         log.info(event("ready", datapath=way.datapath, workers=supervisor.configured))
 
+    async def reload() -> dict[str, Any]:
+        log.info(event("reloading", why="asked for"))
+        return (await asyncio.shield(reloader.request())).as_dict()
+
     admin_socket = open_admin(options.admin) if options.admin else None
-    admin = Admin(stats, lambda: supervisor.draining)
-    watch = asyncio.create_task(_watch(shared))
+    admin = Admin(stats, lambda: supervisor.draining, reload)
+    beside = [asyncio.create_task(_watch(shared))]
+    if options.watch:
+        beside.append(asyncio.create_task(watch(options.policy, seen, reloader.request)))
     try:
         if admin_socket is not None:
             await admin.start(admin_socket.sock)
         return await supervisor.run(ready)
     finally:
-        watch.cancel()
+        for task in beside:
+            task.cancel()
         await admin.close()
         if admin_socket is not None:
             admin_socket.remove()
@@ -178,7 +214,7 @@ async def _watch(shared: SharedCounters) -> None:
 
 
 def collect(
-    supervisor: Supervisor, way: _Way, shared: SharedCounters, uptime: float
+    supervisor: Supervisor, reloader: Reloader, way: _Way, shared: SharedCounters, uptime: float
 ) -> dict[str, Any]:
     """The object that `GET /stats` answers with: totals over all workers, live."""
     kernel = [asdict(splicer.totals()) for splicer in way.splicers]
@@ -186,7 +222,8 @@ def collect(
     def moved(name: str) -> int:
         return sum(totals[name] for totals in kernel)
 
-    spliced, relayed = shared.spliced(), shared.relayed()
+    # in this order: a pair ends before its connection does
+    active, spliced, relayed = shared.active(), shared.spliced(), shared.relayed()
     return {
         "version": __version__,
         "datapath": str(way.datapath),
@@ -198,9 +235,21 @@ def collect(
         },
         "uptime_seconds": round(uptime, 3),
         "draining": supervisor.draining,
+        "policy": reloader.stats()
+        | {"longest_slice_ms": shared.most(Counter.LONGEST_SLICE) / 1000},
+        "listeners": {
+            listener.name: {
+                "address": str(one.address),
+                "protocol": str(listener.protocol),
+                "active": shared.present(row),
+            }
+            for (listener, one), row in zip(
+                reloader.serving.listeners(), reloader.serving.rows, strict=True
+            )
+        },
         "connections": {
             "accepted": shared.total(Counter.ACCEPTED),
-            "active": shared.active(),
+            "active": active,
             "refused": shared.total(Counter.REFUSED),
         },
         "pairs": {"active": spliced + relayed, "spliced": spliced, "relayed": relayed},
@@ -251,28 +300,13 @@ def _fall_back(asked: str, error: DatapathUnavailable) -> _Way:
     return _Way(Datapath.SPLICE2, str(error))
 
 
-def _pairs(policy: Policy, workers: int, files: int) -> int:
+def _pairs(listeners: Sequence[Listener], workers: int, files: int) -> int:
     """How many pairs each worker's maps hold: what its share of connections may come to.
 
     The kernel does not spread connections evenly, so a share is generous; beyond it pairs are
-    relayed.
+    relayed, as is what a reload allows beyond it: a map keeps the size that it was made with.
     """
-    connections = sum(listener.limits.connections for listener in policy.listeners.values())
+    connections = sum(listener.limits.connections for listener in listeners)
     share = max(_EVEN_SHARE, 2 * connections // workers)
     most = (files - _RESERVE) // 2 if files > 0 else _MOST_PAIRS  # RLIM_INFINITY is -1
     return max(_RESERVE, min(connections, share, most, _MOST_PAIRS))
-
-
-def row_names(policy: Policy) -> Iterator[str]:
-    """What of a policy is counted in rows."""
-    for listener in policy.listeners:
-        yield f"listener:{listener}"
-    for backend in policy.backends.values():
-        yield f"backend:{backend.name}"
-        for endpoint in backend.endpoints:
-            yield f"endpoint:{backend.name}/{endpoint}"
-
-
-def _close(listeners: list[tuple[Listener, socket.socket]]) -> None:
-    for _, sock in listeners:
-        sock.close()

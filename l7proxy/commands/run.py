@@ -7,6 +7,7 @@ import argparse
 from l7proxy.commands.common import PATH_HELP, Subparsers
 
 _EXIT_CODES = """\
+SIGHUP (or `l7proxy reload`) reads the policy again; a bad one is refused, the old one goes on.
 SIGTERM or Ctrl-C drains: no new connections, live ones may end. A second one resets them.
 
 exit codes:
@@ -44,8 +45,8 @@ def add(commands: Subparsers) -> None:
     run.add_argument(
         "--admin",
         metavar="ADDRESS",
-        help="serve GET /healthz and GET /stats on unix:PATH, /PATH or 127.0.0.1:PORT (default:"
-        " nowhere)",
+        help="serve GET /healthz, GET /stats and POST /reload on unix:PATH, /PATH or"
+        " 127.0.0.1:PORT (default: nowhere)",
     )
     run.add_argument(
         "--access-log",
@@ -71,6 +72,11 @@ def add(commands: Subparsers) -> None:
         default="info",
         help="how much to tell on stderr (default: info)",
     )
+    run.add_argument(
+        "--watch",
+        action="store_true",
+        help="reload when the files of the policy change (a file, a folder, a mounted ConfigMap)",
+    )
     run.set_defaults(command=_run)
 
 
@@ -87,6 +93,7 @@ def _run(options: argparse.Namespace) -> int:
             drain_seconds=options.drain_seconds,
             user=options.user,
             log_level=options.log_level,
+            watch=options.watch,
         )
     )
 

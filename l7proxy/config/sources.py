@@ -81,22 +81,23 @@ def _read(path: str) -> Texts:
         texts.add(path)
         return texts
     try:
-        names = _policies(path)
+        found = names(path)
     except OSError as error:
         texts.fail(path, f"cannot read this folder: {error.strerror}", _remedy(path, error))
         return texts
-    if not names:
+    if not found:
         hint = "the names of its files end with .yaml or .yml; sub-folders are not looked into"
         texts.fail(path, "there is no policy in this folder", hint)
-    elif len(names) > MAX_FILES:
+    elif len(found) > MAX_FILES:
         texts.fail(path, f"there are more than {MAX_FILES:,} policy files in this folder")
     else:
-        for name in names:
+        for name in found:
             texts.add(name)
     return texts
 
 
-def _policies(folder: str) -> list[str]:
+def names(folder: str) -> list[str]:
+    """The policy files of a folder, in order. Raises OSError."""
     with os.scandir(folder) as entries:
         return sorted(
             os.path.join(folder, entry.name)

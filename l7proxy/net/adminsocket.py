@@ -3,17 +3,13 @@
 from __future__ import annotations
 
 import ipaddress
-import logging
-import os
 import socket
-import stat
 from dataclasses import dataclass
 
 from l7proxy.errors import StartupError
-from l7proxy.model import Address
+from l7proxy.model import Address, UnixAddress
 from l7proxy.net.listen import bound_address, open_listener
-
-log = logging.getLogger(__name__)
+from l7proxy.net.unixsocket import SocketFile, open_unix
 
 _BACKLOG = 64
 _UNIX_MODE = 0o600
@@ -25,19 +21,13 @@ class AdminSocket:
 
     sock: socket.socket
     text: str
-    path: str = ""
-    inode: tuple[int, int] = (0, 0)
+    file: SocketFile | None = None
 
     def remove(self) -> None:
         """Close, and unlink the file unless another process has put its own there since."""
         self.sock.close()
-        if self.path:
-            try:
-                found = os.stat(self.path, follow_symlinks=False)
-                if (found.st_dev, found.st_ino) == self.inode:
-                    os.unlink(self.path)
-            except OSError:
-                pass
+        if self.file is not None:
+            self.file.remove()
 
 
 def open_admin(where: str) -> AdminSocket:
@@ -72,44 +62,9 @@ def _loopback_address(where: str) -> Address:
 
 
 def _open_unix(path: str) -> AdminSocket:
-    _remove_stale(path)
-    sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
-    mask = os.umask(0o777 & ~_UNIX_MODE)  # never open to others, not even for a moment
     try:
-        sock.bind(path)
-        sock.listen(_BACKLOG)
-        found = os.stat(path, follow_symlinks=False)
-    except OSError as error:
-        sock.close()
-        said = (error.strerror or str(error)).lower()
-        raise StartupError(
-            f"--admin unix:{path}: {said}; choose a path (at most 107 bytes) in a directory that"
-            " exists and that this user may write"
-        ) from error
-    finally:
-        os.umask(mask)
-    return AdminSocket(sock, f"unix:{path}", path, (found.st_dev, found.st_ino))
-
-
-def _remove_stale(path: str) -> None:
-    """Unlink a socket that nobody listens on; leave everything else alone."""
-    try:
-        mode = os.stat(path, follow_symlinks=False).st_mode
-    except OSError:
-        return  # not there, or bind will say why not
-    if not stat.S_ISSOCK(mode):
-        raise StartupError(f"--admin unix:{path}: this file is not a socket; choose another path")
-    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
-        probe.settimeout(1.0)
-        try:
-            probe.connect(path)
-        except ConnectionRefusedError:
-            log.info("stale admin socket %s replaced", path)
-            os.unlink(path)
-        except OSError:
-            return
-        else:
-            raise StartupError(
-                f"--admin unix:{path}: another process listens there; stop it or choose another"
-                " path"
-            )
+        # never open to others, not even for a moment
+        sock, file = open_unix(UnixAddress(path), _BACKLOG, _UNIX_MODE)
+    except StartupError as error:
+        raise StartupError(f"--admin unix:{path}: {error}") from error
+    return AdminSocket(sock, f"unix:{path}", file)

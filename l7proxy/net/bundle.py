@@ -116,7 +116,8 @@ def unpacking(fd: int) -> Generator[None, None, Policy]:
 
 def _frames(fd: int) -> Iterator[Any]:
     channel.check_sealed(fd)
-    with mmap.mmap(fd, 0, prot=mmap.PROT_READ) as data:
+    # private: before 6.7 a sealed memfd cannot be mapped shared, not even for reading
+    with mmap.mmap(fd, 0, mmap.MAP_PRIVATE, mmap.PROT_READ) as data:
         at = 0
         while at < len(data):
             (size,) = _LENGTH.unpack_from(data, at)

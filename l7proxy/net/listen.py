@@ -1,68 +1,205 @@
 """Listening sockets, and what to do when one cannot be opened.
 
-All workers accept from the same socket, made before the fork, so a worker that dies takes no
-waiting connection with it. (With SO_REUSEPORT each worker would have a queue of its own, and the
-connections in a dead worker's queue are reset.)
+All workers accept from the same socket, so a worker that dies takes no waiting connection with it.
+(With SO_REUSEPORT each worker would have a queue of its own, and the connections in a dead worker's
+queue are reset.) The supervisor opens them, and takes them away again when a policy without them
+has come into force. Two facts about that:
+
+- close(2) of a listening socket resets what waits in its queue, and every handshake under way. A
+  socket that is to go gets a filter first that drops SYNs: nobody new gets in, who was on the way
+  arrives and is accepted, and a client that came too late tries again and is refused then. (The
+  filter is inherited by what is accepted, where there are no SYNs to drop.)
+- `*:80` cannot be bound while `127.0.0.1:80` listens, and the other way round, unless both have
+  SO_REUSEPORT at that time (`inet_csk_bind_conflict`). So that a reload can widen or narrow an
+  address, our own socket that is about to go gets it for the moment of the bind. It is never set
+  in ordinary times: any process of the same user could then take a share of the connections.
 """
 
 from __future__ import annotations
 
+import ctypes
 import errno
+import logging
 import socket
+import struct
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
 
 from l7proxy.errors import StartupError
-from l7proxy.model import Address, Listener, Policy
+from l7proxy.model import Address, Listener, SocketAddress, UnixAddress
 from l7proxy.net.dial import keep_urgent_inline, reset_on_close, watch_for_dead_end
+from l7proxy.net.unixsocket import SocketFile, open_unix
+
+log = logging.getLogger(__name__)
 
 BACKLOG = 4096  # the kernel cuts it to net.core.somaxconn
 
+_SO_ATTACH_FILTER = 26
+# Classic BPF on a TCP segment from its header on (`tcp_filter`): drop SYN without ACK.
+_NO_SYN = b"".join(
+    struct.pack("HBBI", *instruction)
+    for instruction in (
+        (0x30, 0, 0, 13),  # A = the byte with the flags
+        (0x54, 0, 0, 0x12),  # A &= ACK | SYN
+        (0x15, 0, 1, 0x02),  # if A == SYN
+        (0x06, 0, 0, 0),  # drop
+        (0x06, 0, 0, 0xFFFFFFFF),  # else pass
+    )
+)
 
-def open_listeners(policy: Policy) -> list[tuple[Listener, socket.socket]]:
-    """Open every listener of the policy, in its order; all of them or none.
+
+@dataclass(slots=True, eq=False)
+class ListeningSocket:
+    """A listener's socket. `asked` is the address in the policy, `address` what it became."""
+
+    sock: socket.socket
+    asked: SocketAddress
+    address: SocketAddress
+    mode: int | None = None
+    file: SocketFile | None = None
+
+    def stop(self) -> None:
+        """Let nobody new in. What is in the queue, or on its way there, is still to be accepted."""
+        if self.sock.family == socket.AF_UNIX:
+            self.remove_file()
+            return
+        program = ctypes.create_string_buffer(_NO_SYN)
+        argument = struct.pack("HL", len(_NO_SYN) // 8, ctypes.addressof(program))
+        self.sock.setsockopt(socket.SOL_SOCKET, _SO_ATTACH_FILTER, argument)
+
+    def set_mode(self, mode: int | None) -> None:
+        """Give the file of a unix socket another mode; None leaves it as it is."""
+        if mode is not None and mode != self.mode and self.file is not None:
+            self.file.set_mode(mode)
+        self.mode = mode
+
+    def remove_file(self) -> None:
+        """Take the file of a unix socket away, if it is still ours."""
+        if self.file is not None:
+            self.file.remove()
+            self.file = None
+
+    def close(self) -> None:
+        """Close it in this process, and take its file away."""
+        self.remove_file()
+        self.sock.close()
+
+
+def open_listeners(listeners: Iterable[Listener]) -> list[ListeningSocket]:
+    """Open all of these or none, in their order.
 
     Raises StartupError with one line for each that failed.
     """
-    opened: list[tuple[Listener, socket.socket]] = []
+    opened: list[ListeningSocket] = []
     problems: list[str] = []
-    for listener in policy.listeners.values():
+    for listener in listeners:
         try:
-            assert isinstance(listener.address, Address)
-            opened.append((listener, open_listener(listener.address, for_clients=True)))
+            opened.append(open_for_clients(listener))
         except StartupError as error:
             problems.append(f"listener {listener.name}: {error}")
     if problems:
-        for _, sock in opened:
-            sock.close()
+        for one in opened:
+            one.close()
         raise StartupError("\n".join(problems))
     return opened
 
 
-def open_listener(address: Address, *, for_clients: bool = False) -> socket.socket:
+def open_for_clients(
+    listener: Listener, leaving: Iterable[ListeningSocket] = ()
+) -> ListeningSocket:
+    """A non-blocking socket whose connections have all that clients' sockets need.
+
+    `leaving` are sockets of ours that will be closed soon; one on the same port is no obstacle.
+    Raises StartupError.
+    """
+    address = listener.address
+    if isinstance(address, UnixAddress):
+        try:
+            sock, file = open_unix(address, BACKLOG, listener.mode)
+        except StartupError as error:
+            raise StartupError(f"cannot listen on {address}: {error}") from error
+        return ListeningSocket(sock, address, address, listener.mode, file)
+    beside = [
+        one.sock
+        for one in leaving
+        if isinstance(one.address, Address) and one.address.port == address.port
+    ]
+    sock = open_listener(address, for_clients=True, beside=beside)
+    bound = bound_address(sock)
+    everywhere = Address("*", bound.port)
+    return ListeningSocket(sock, address, everywhere if address.host == "*" else bound)
+
+
+def open_listener(
+    address: Address, *, for_clients: bool = False, beside: Sequence[socket.socket] = ()
+) -> socket.socket:
     """A non-blocking listening TCP socket. Port 0 lets the kernel choose one.
 
-    An IPv6 listener takes IPv6 only: `[::]:80` and `0.0.0.0:80` can stand side by side.
+    An IPv6 listener takes IPv6 only: `[::]:80` and `0.0.0.0:80` can stand side by side. `*` takes
+    both; where the kernel has no IPv6, IPv4 alone, and says so. `beside`: own sockets that it may
+    share its port with.
     """
+    if address.host == "*":
+        try:
+            return _open(address, Address("::", address.port), for_clients, beside, both=True)
+        except _NoIPv6:
+            log.warning("there is no IPv6 here: %s listens on IPv4 alone", address)
+            everywhere = Address("0.0.0.0", address.port)
+            return _open(address, everywhere, for_clients, beside)
+    try:
+        return _open(address, address, for_clients, beside)
+    except _NoIPv6 as error:
+        raise StartupError(str(error)) from error
+
+
+class _NoIPv6(Exception):
+    pass
+
+
+def _open(
+    asked: Address,
+    address: Address,
+    for_clients: bool,
+    beside: Sequence[socket.socket],
+    *,
+    both: bool = False,
+) -> socket.socket:
     family = socket.AF_INET6 if address.is_ipv6 else socket.AF_INET
+    sock = None
     try:
         sock = socket.socket(family, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
-    except OSError as error:
-        raise StartupError(explain(address, error)) from error
-    try:
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         if for_clients:
             _prepare_accepted(sock)
         if address.is_ipv6:
-            sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+            sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, int(not both))
         # getaddrinfo, for the scope of a link-local address: fe80::1%eth0
         found = socket.getaddrinfo(
             address.host, address.port, family, socket.SOCK_STREAM, 0, socket.AI_NUMERICHOST
         )
-        sock.bind(found[0][4])
-        sock.listen(BACKLOG)
+        with _shared_port([sock, *beside] if beside else []):
+            sock.bind(found[0][4])
+            sock.listen(BACKLOG)
     except OSError as error:
-        sock.close()
-        raise StartupError(explain(address, error)) from error
+        if sock is not None:
+            sock.close()
+        no_ipv6 = error.errno == errno.EAFNOSUPPORT or (both and error.errno == errno.EADDRNOTAVAIL)
+        if address.is_ipv6 and no_ipv6:
+            raise _NoIPv6(explain(asked, error)) from error
+        raise StartupError(explain(asked, error)) from error
     return sock
+
+
+@contextmanager
+def _shared_port(socks: Sequence[socket.socket]) -> Iterator[None]:
+    try:
+        for sock in socks:
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+        yield
+    finally:
+        for sock in socks:
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 0)
 
 
 def _prepare_accepted(sock: socket.socket) -> None:

@@ -74,6 +74,7 @@ class Counter(IntEnum):
     ERROR_NO_ROUTE = 34
     ERROR_CLIENT_LIMIT = 35
     ODD_ANSWERS = 36  # responses that got no cookie: their head is none of HTTP/1
+    LONGEST_SLICE = 37  # microseconds that a step towards another policy took at the most
 
 
 ERRORS: dict[Reason, Counter] = {
@@ -215,6 +216,10 @@ class SharedCounters:
     def total(self, counter: Counter) -> int:
         """The sum of a counter over all workers, live."""
         return sum(self._words[counter :: self._stride])
+
+    def most(self, counter: Counter) -> int:
+        """The largest value of any worker, for a counter that is no sum."""
+        return max(self._words[counter :: self._stride])
 
     def present(self, row: int) -> int:
         """How many connections live on what has this row, over all workers.

@@ -29,7 +29,8 @@ from l7proxy.worker.sending import Sending
 from l7proxy.worker.spliced import SplicedPair
 
 if TYPE_CHECKING:
-    from l7proxy.worker.loop import OpenListener, Worker
+    from l7proxy.worker.generation import OpenListener
+    from l7proxy.worker.loop import Worker
 
 KEEPALIVE_AFTER = 30.0  # seconds; shorter connections are not worth the system calls
 

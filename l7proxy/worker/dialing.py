@@ -94,7 +94,7 @@ class Dialing:
         connection.record.backend = decision.backend.name
         seconds = decision.route.timeouts.dial
         self._seconds = connection.listener.timeouts.dial if seconds is None else seconds
-        self._group = group = connection.worker.groups[decision.backend.name]
+        self._group = group = connection.listener.groups[decision.backend.name]
         order = group.order(request, client, hello, now)
         self._remembered = mine = group.remembered(request, now)
         self._order: Iterator[Place] = order

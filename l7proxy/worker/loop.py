@@ -22,24 +22,22 @@ import select
 import signal
 import socket
 import time
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Generator, Mapping, Sequence
 from functools import partial
 from typing import Protocol
 
 from l7proxy.datapath.relay import Relays
 from l7proxy.errors import Reason
-from l7proxy.model import Limits, Listener, Timeouts
-from l7proxy.model import Protocol as ListenerProtocol
+from l7proxy.model import Backend
 from l7proxy.net import buffers
 from l7proxy.net.process import STOP
-from l7proxy.routing import Router, compile_routers
 from l7proxy.session import State
 from l7proxy.telemetry.counters import Counter
 from l7proxy.telemetry.log import event
 from l7proxy.worker.connection import Connection
-from l7proxy.worker.front import Front, compile_front
+from l7proxy.worker.generation import Current, Generation, OpenListener, building
 from l7proxy.worker.groups import Group
+from l7proxy.worker.reloading import Reloading
 from l7proxy.worker.setup import WorkerSetup
 from l7proxy.worker.spliced import SplicedPair
 from l7proxy.worker.timers import Calendar
@@ -66,30 +64,6 @@ class Handler(Protocol):
         """Epoll reported `mask` for `fd`."""
 
 
-@dataclass(slots=True, eq=False)
-class OpenListener:
-    """A listener at work in this worker."""
-
-    worker: Worker
-    row: int  # of the counters
-    name: str
-    protocol: ListenerProtocol
-    limits: Limits
-    timeouts: Timeouts
-    router: Router
-    front: Front
-    sock: socket.socket
-    tick: int = -1
-
-    def ready(self, _fd: int, _mask: int) -> None:
-        """Connections wait to be accepted."""
-        self.worker.accept(self)
-
-    def on_deadline(self) -> None:
-        """A pause is over."""
-        self.worker.listen(self)
-
-
 class Worker:
     """One epoll loop and all that hangs on it."""
 
@@ -107,19 +81,9 @@ class Worker:
         self.clock = time.monotonic
         self.wall = time.time
         self.now = self.clock()
-        chance = random.Random()
-        self.groups = {
-            name: Group(
-                backend,
-                setup.resolved,
-                setup.health,
-                self.calendar,
-                chance,
-                self.now,
-                start=setup.slot,
-            )
-            for name, backend in setup.policy.backends.items()
-        }
+        self._chance = random.Random()
+        self._health = setup.health
+        self._resolved = dict(setup.resolved)
         self._counters = setup.counters
         self._log = setup.access_log
         self._epoll = select.epoll()
@@ -133,34 +97,15 @@ class Worker:
         self._stops = 0
         self._dropped = 0
         self._exit: int | None = None
-        # each worker begins with another endpoint: else all of them would favour the first ones
-        routers = compile_routers(setup.policy, start=setup.slot)
-        self._listeners = [
-            self._open_listener(setup, listener, routers[listener.name], sock)
-            for listener, sock in setup.listeners
-        ]
-        self.register(setup.control_fd, select.EPOLLIN | select.EPOLLRDHUP, _Control(self))
+        self._listeners: dict[int, OpenListener] = {}  # by the number of their sockets
+        self.generation = Generation(setup.prepare, (), [], {}, {}, {}, [])
+        sockets = dict(setup.sockets)
+        self.take_over(_built(building(self, setup.policy, setup.prepare, sockets)), sockets)
+        self._reloading = Reloading(self, setup.control_fd)
         if self.splicer is not None:
             self.splicer.start()
             self.register(self.splicer.event_fd, select.EPOLLIN, _Ring(self))
         self._take_signals()
-
-    def _open_listener(
-        self, setup: WorkerSetup, listener: Listener, router: Router, sock: socket.socket
-    ) -> OpenListener:
-        opened = OpenListener(
-            worker=self,
-            row=setup.rows[f"listener:{listener.name}"],
-            name=listener.name,
-            protocol=listener.protocol,
-            limits=listener.limits,
-            timeouts=listener.timeouts,
-            router=router,
-            front=compile_front(listener, sock),
-            sock=sock,
-        )
-        self.listen(opened)
-        return opened
 
     def _take_signals(self) -> None:
         wake_in, self._wake_out = socket.socketpair()
@@ -193,6 +138,8 @@ class Worker:
                     item.on_deadline()
             if self._soon:
                 self._look_again()
+            if self._reloading.busy:
+                self._reloading.step()
             self._close_graves()
             if self._log.pending:
                 self._log.flush()
@@ -213,7 +160,7 @@ class Worker:
 
     def _patience(self) -> float:
         """How long epoll may wait, in seconds; negative: for ever."""
-        if self._graves:
+        if self._graves or self._reloading.busy:
             return 0.0
         due = self.calendar.next()
         if self._soon:
@@ -265,17 +212,16 @@ class Worker:
         if not self._stops:
             self.register(listener.sock.fileno(), select.EPOLLIN | select.EPOLLEXCLUSIVE, listener)
 
-    def accept(self, listener: OpenListener) -> None:
-        """Take a few connections off the listener's queue."""
+    def accept(self, listener: OpenListener) -> bool:
+        """Take a few connections off the listener's queue; False when it is empty."""
         accept = listener.sock.accept
         for _ in range(ACCEPT_BATCH):
             try:
                 client, address = accept()
             except BlockingIOError:
-                return
+                return False
             except OSError as error:
-                self._accept_failed(listener, error)
-                return
+                return self._accept_failed(listener, error)
             self.now = self.clock()
             if self._counters.present(listener.row) >= listener.limits.connections:
                 self._refuse(client, Reason.CONNECTION_LIMIT)
@@ -285,22 +231,26 @@ class Worker:
             self.view[Counter.ACCEPTED] += 1
             self._counters.enter(listener.row)
             self._guard_call(connection, connection.begin)
+        return True
 
     def _refuse(self, client: socket.socket, reason: Reason) -> None:
         client.close()  # a reset: inherited from the listening socket
         self.view[Counter.REFUSED] += 1
         self._counters.fail(reason)
 
-    def _accept_failed(self, listener: OpenListener, error: OSError) -> None:
+    def _accept_failed(self, listener: OpenListener, error: OSError) -> bool:
         if error.errno in (errno.EMFILE, errno.ENFILE):
             self._shed(listener)
-        elif error.errno in (errno.ENOBUFS, errno.ENOMEM):
+            return False
+        if error.errno in (errno.ENOBUFS, errno.ENOMEM):
             self._pause(listener)
-        # the rest are errors of that one connection (accept(2): ECONNABORTED, EPROTO, ...)
+            return False
+        return True  # an error of that one connection (accept(2): ECONNABORTED, EPROTO, ...)
 
     def _pause(self, listener: OpenListener) -> None:
-        self.unregister(listener.sock.fileno())
-        self.calendar.set(listener, self.now + PAUSE)
+        if self._handlers.get(listener.sock.fileno()) is listener:
+            self.unregister(listener.sock.fileno())
+            self.calendar.set(listener, self.now + PAUSE)
 
     def _shed(self, listener: OpenListener) -> None:
         """Reset what waits, with the descriptor that is kept in reserve for this."""
@@ -321,6 +271,81 @@ class Worker:
             self._pause(listener)
         if shed:
             log.warning(event("out of descriptors", listener=listener.name, reset=shed))
+
+    # ---- policies that come and go
+
+    def make_group(self, backend: Backend) -> Group:
+        """A backend group for this worker."""
+        return Group(
+            backend,
+            self._resolved,
+            self._health,
+            self.calendar,
+            self._chance,
+            self.clock(),
+            start=self.slot,
+        )
+
+    def sockets(self) -> dict[int, socket.socket]:
+        """The listening sockets that are open, by number."""
+        return {number: one.sock for number, one in self._listeners.items()}
+
+    def take_over(self, new: Generation, sockets: dict[int, socket.socket]) -> Generation:
+        """Let `new` decide from now on, and take its sockets out of `sockets`; the old one.
+
+        A socket that was in use goes on, with what is in its queue. One that `new` has not goes on
+        as well, as it was: see `retire`.
+        """
+        old, self.generation = self.generation, new
+        prepare = new.prepare
+        for listener, number, row in zip(new.listeners, prepare.sockets, prepare.rows, strict=True):
+            before = self._listeners.get(number)
+            current = Current(new.routers[listener.name], new.groups)
+            if before is not None and before.protocol is listener.protocol:
+                before.current.router, before.current.groups = current.router, current.groups
+                current = before.current
+            opened = self._listeners[number] = OpenListener(
+                worker=self,
+                row=row,
+                name=listener.name,
+                protocol=listener.protocol,
+                limits=listener.limits,
+                timeouts=listener.timeouts,
+                current=current,
+                front=new.fronts[listener.name],
+                sock=before.sock if before is not None else sockets.pop(number),
+            )
+            if before is None:
+                self.listen(opened)
+            elif before.tick >= 0:  # it pauses
+                self.calendar.cancel(before)
+                self.calendar.set(opened, self.now + PAUSE)
+            elif not self._stops:
+                self._handlers[opened.sock.fileno()] = opened
+        for group in new.fresh:  # names may have got other addresses since it was built
+            group.update(self._resolved, self.now)
+        return old
+
+    def resolve(self, names: Mapping[str, Sequence[str]]) -> None:
+        """DNS names have these addresses now."""
+        self._resolved.update(names)
+        for group in self.generation.groups.values():
+            group.update(self._resolved, self.now)
+
+    def retire(self, numbers: Sequence[int]) -> None:
+        """Nobody new comes to these sockets: take who waits there, and close them."""
+        for number in numbers:
+            if number not in self._listeners:
+                continue
+            listener = self._listeners.pop(number)
+            while not self._stops and self.accept(listener):
+                pass
+            self.calendar.cancel(listener)
+            if self._handlers.get(listener.sock.fileno()) is listener:
+                self.unregister(listener.sock.fileno())
+            self.bury(listener.sock)
+            # whose head comes only now is still served by what these groups have become
+            listener.current.groups = dict(listener.current.groups)
 
     # ---- what connections ask of their worker
 
@@ -378,7 +403,7 @@ class Worker:
     # ---- ending
 
     def _stop(self, *, first: bool) -> None:
-        for listener in self._listeners:
+        for listener in self._listeners.values():
             if self._handlers.get(listener.sock.fileno()) is listener:
                 self.unregister(listener.sock.fileno())
             listener.sock.close()
@@ -403,16 +428,6 @@ class Worker:
                 self._guard_call(pair.connection, partial(pair.on_event, index & 1))
 
 
-class _Control:
-    """The supervisor's end of this is open as long as the supervisor lives."""
-
-    def __init__(self, worker: Worker) -> None:
-        self._worker = worker
-
-    def ready(self, _fd: int, _mask: int) -> None:
-        self._worker.orphaned()
-
-
 class _Ring:
     """The verdict program's ring buffer."""
 
@@ -434,6 +449,15 @@ class _Wake:
             self._sock.recv(64)
         except BlockingIOError:
             pass
+
+
+def _built(steps: Generator[None, None, Generation]) -> Generation:
+    while True:
+        try:
+            next(steps)
+        except StopIteration as done:
+            generation: Generation = done.value
+            return generation
 
 
 def run(setup: WorkerSetup) -> int:

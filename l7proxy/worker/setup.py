@@ -7,7 +7,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from l7proxy.datapath.sockmap import Splicer
-from l7proxy.model import Datapath, Listener, Policy
+from l7proxy.model import Datapath, Policy
+from l7proxy.net.messages import Prepare
 from l7proxy.telemetry.accesslog import AccessLog
 from l7proxy.telemetry.counters import Counters
 from l7proxy.telemetry.health import HealthSlot
@@ -17,20 +18,20 @@ from l7proxy.telemetry.health import HealthSlot
 class WorkerSetup:
     """One worker's share.
 
-    `listeners` stand in the policy's order, each with its listening socket, which all workers
-    share; `net.listen` has set on it what accepted sockets inherit. `rows` are the rows of
-    `counters` by name: `listener:web`, `backend:api`, `endpoint:api/127.0.0.1:9001`. `splicer` is
-    None where pairs are relayed. The supervisor holds the other end of `control_fd`: EOF on it
-    means that the supervisor is gone.
+    `prepare` says what belongs to the listeners of `policy`, as in a reload: their sockets, which
+    stand in `sockets` by number and which all workers share (`net.listen` has set on them what
+    accepted sockets inherit), and their rows of `counters`. `splicer` is None where pairs are
+    relayed. The supervisor holds the other end of the channel `control_fd`: EOF on it means that
+    the supervisor is gone.
     """
 
     slot: int
     policy: Policy
-    listeners: list[tuple[Listener, socket.socket]]
+    prepare: Prepare
+    sockets: Mapping[int, socket.socket]
     splicer: Splicer | None
     datapath: Datapath
     counters: Counters
-    rows: Mapping[str, int]
     access_log: AccessLog
     control_fd: int
     health: HealthSlot

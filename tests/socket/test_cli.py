@@ -292,6 +292,8 @@ def test_a_life(tmp_path: Path, policy: str, datapath: str) -> None:
             "workers",
             "uptime_seconds",
             "draining",
+            "policy",
+            "listeners",
             "connections",
             "pairs",
             "bytes",

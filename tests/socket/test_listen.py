@@ -9,7 +9,7 @@ import socket
 import pytest
 
 from l7proxy.errors import StartupError
-from l7proxy.model import Address, Listener, Policy
+from l7proxy.model import Address, Listener
 from l7proxy.net.listen import bound_address, explain, open_listener, open_listeners
 
 pytestmark = pytest.mark.net
@@ -27,9 +27,8 @@ def ipv6() -> bool:
 needs_ipv6 = pytest.mark.skipif(not ipv6(), reason="there is no IPv6 loopback here")
 
 
-def policy(**listeners: Address) -> Policy:
-    found = {name: Listener(name, address) for name, address in listeners.items()}
-    return Policy(found, (), {})
+def named(**listeners: Address) -> list[Listener]:
+    return [Listener(name, address) for name, address in listeners.items()]
 
 
 def test_port_zero_becomes_a_port_that_takes_connections() -> None:
@@ -75,7 +74,7 @@ def test_all_or_none_and_every_failure_is_told() -> None:
             probe.bind(("127.0.0.1", 0))
             free = Address(*probe.getsockname()[:2])
         with pytest.raises(StartupError) as caught:
-            open_listeners(policy(web=free, raw=used, far=Address("192.0.2.1", 80)))
+            open_listeners(named(web=free, raw=used, far=Address("192.0.2.1", 80)))
         raw, far = str(caught.value).splitlines()
         assert raw.startswith(f"listener raw: cannot listen on {used}: another socket has this")
         assert f"ss -ltnp 'sport = :{used.port}'" in raw
@@ -86,17 +85,21 @@ def test_all_or_none_and_every_failure_is_told() -> None:
 
 
 def test_they_come_in_the_order_of_the_policy() -> None:
-    opened = open_listeners(policy(b=Address("127.0.0.1", 0), a=Address("127.0.0.1", 0)))
-    assert [listener.name for listener, _ in opened] == ["b", "a"]
-    for _, sock in opened:
-        sock.close()
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        free = Address(*probe.getsockname()[:2])
+    opened = open_listeners(named(b=Address("127.0.0.1", 0), a=free))
+    assert opened[0].address != free
+    assert opened[1].address == free
+    for one in opened:
+        one.close()
 
 
 def test_what_a_policys_listener_accepts_is_reset_unless_told_otherwise() -> None:
     """A client that connects before there is a worker, whose worker is killed: no clean end."""
-    opened = open_listeners(policy(web=Address("127.0.0.1", 0)))
+    opened = open_listeners(named(web=Address("127.0.0.1", 0)))
     plain = open_listener(Address("127.0.0.1", 0))
-    for sock, ends in ((opened[0][1], "reset"), (plain, "end")):
+    for sock, ends in ((opened[0].sock, "reset"), (plain, "end")):
         with socket.create_connection(sock.getsockname(), 5) as client:
             sock.setblocking(True)
             sock.accept()[0].close()

@@ -32,7 +32,10 @@ FLOORS: tuple[tuple[frozenset[str], ...], ...] = (
         frozenset({"head"}),
     ),
     (frozenset({"config", "datapath", "net", "telemetry"}),),
-    (frozenset({"worker", "supervisor", "prober", "admin"}),),
+    (
+        frozenset({"worker", "supervisor", "prober", "admin", "loading", "watching"}),
+        frozenset({"reload"}),
+    ),
     (
         frozenset({"doctor", "demo"}),
         frozenset({"launch"}),

@@ -1,0 +1,478 @@
+"""From one policy to the next, in every worker at once, or not at all.
+
+    check     in a child (`loading`); the policy comes back sealed
+    open      listening sockets for the addresses that are new; all of them or none
+    prepare   every worker builds the policy aside (`net.messages` has the messages)
+    commit    they swap; from here on there is no way back, and none is needed
+    retire    a second later: the sockets that nobody has any more are emptied and closed
+
+Until the commit anything may go wrong, and then the old policy simply goes on. A worker that takes
+too long, or dies, is replaced and not waited for; its successor starts with the policy of the
+moment, and is asked to prepare the next one like all others. Only one reload is under way; those
+that are asked for meanwhile become one, which begins afterwards, so that what was in the file when
+somebody asked is what he gets.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import ipaddress
+import logging
+import os
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from typing import Any
+
+from l7proxy import loading
+from l7proxy.errors import StartupError
+from l7proxy.loading import Result
+from l7proxy.model import Address, Listener
+from l7proxy.net import bundle
+from l7proxy.net.channel import ChannelBroken
+from l7proxy.net.listen import ListeningSocket, open_for_clients
+from l7proxy.net.messages import (
+    Abandon,
+    Commit,
+    Committed,
+    Prepare,
+    Prepared,
+    Probe,
+    Resolved,
+    Retire,
+    Sockets,
+    Unprepared,
+)
+from l7proxy.supervisor import Supervisor
+from l7proxy.telemetry.counters import Rows, RowsExhausted
+from l7proxy.telemetry.log import event
+
+log = logging.getLogger(__name__)
+
+MOST_NAMES = 100_000  # that the prober may tell of
+MOST_LISTENERS = 4_096  # of one policy: their sockets are named in one message
+PREPARE_SECONDS = 60.0  # that a worker may take to build a policy
+COMMIT_SECONDS = 10.0  # ... to swap it
+GRACE = 1.0  # seconds in which handshakes that are under way reach a socket that is to go
+
+_FDS = 200  # sockets in one message
+
+
+@dataclass(slots=True)
+class Serving:
+    """A policy, and what the supervisor holds for it. Sockets have a number while they are open."""
+
+    number: int
+    policy: int  # a descriptor: `net.bundle`
+    manifest: bundle.Manifest
+    sockets: dict[int, ListeningSocket]  # in the order of the listeners
+    rows: tuple[int, ...]
+    loaded_at: str = field(default_factory=lambda: datetime.now(UTC).isoformat(timespec="seconds"))
+
+    @property
+    def prepare(self) -> Prepare:
+        """What a worker is told about it."""
+        return Prepare(self.number, tuple(self.sockets), self.rows)
+
+    @property
+    def fds(self) -> frozenset[int]:
+        """What a worker that starts with it inherits."""
+        return frozenset({self.policy, *(one.sock.fileno() for one in self.sockets.values())})
+
+    def listeners(self) -> Iterator[tuple[Listener, ListeningSocket]]:
+        """Each listener with its socket."""
+        return zip(self.manifest.listeners, self.sockets.values(), strict=True)
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """How a reload went: `problems` and `text` say what is wrong when it is not `ok`."""
+
+    ok: bool
+    generation: int
+    text: str = ""
+    errors: int = 0
+    warnings: int = 0
+    problems: tuple[dict[str, Any], ...] = ()
+
+    def as_dict(self) -> dict[str, Any]:
+        """As the admin server tells it."""
+        return {
+            "ok": self.ok,
+            "generation": self.generation,
+            "errors": self.errors,
+            "warnings": self.warnings,
+            "problems": list(self.problems),
+            "text": self.text,
+        }
+
+
+class Refused(Exception):
+    """This policy cannot be used; the argument says why."""
+
+
+class Reloader:
+    """Holds the policy in force and brings the next one. `pairs`: what the BPF maps hold, or 0."""
+
+    def __init__(self, path: str, first: Result, rows: Rows) -> None:
+        """Open the listeners of the policy to start with. Raises StartupError."""
+        self.path = path
+        self._rows = rows
+        self._numbers = 0
+        self._generations = 0
+        self._preparing: Serving | None = None
+        self._prepared: set[int] = set()
+        self._committed: set[int] = set()
+        self._failure = ""
+        self._next: asyncio.Future[Outcome] | None = None
+        self._task: asyncio.Task[None] | None = None
+        self._ok = 0
+        self._failed = 0
+        self._last_error: dict[str, Any] | None = None
+        self._leaving: dict[int, ListeningSocket] = {}
+        self._changes = ""
+        self.supervisor: Supervisor
+        self.resolved: dict[str, tuple[str, ...]] = {}
+        self.current: Serving | None = None
+        try:
+            self.current = self._open(first.policy)
+        except Refused as error:
+            raise StartupError(str(error)) from error
+
+    @property
+    def serving(self) -> Serving:
+        """The policy in force."""
+        assert self.current is not None
+        return self.current
+
+    # ---- what the supervisor asks
+
+    def inherited(self) -> frozenset[int]:
+        """The descriptors that a worker which starts now needs."""
+        return self.serving.fds
+
+    def on_start(self, slot: int) -> None:
+        """A worker has started with the policy in force."""
+        if self._preparing is not None and slot < self.supervisor.configured:
+            self._tell(slot, self._preparing)
+
+    def on_exit(self, slot: int) -> None:
+        """A worker has ended."""
+        self._prepared.discard(slot)
+        self._committed.discard(slot)
+
+    def on_message(self, slot: int, message: object) -> None:
+        """A worker said something. Raises ChannelBroken for what none would say."""
+        match message:
+            case Resolved():
+                self._resolve(message.names)
+            case Prepared() | Unprepared() | Committed() if message.generation > self._generations:
+                raise ChannelBroken(f"there is no generation {message.generation} yet")
+            case Prepared() if self._is_preparing(message.generation):
+                self._prepared.add(slot)
+            case Unprepared() if self._is_preparing(message.generation):
+                self._failure = self._failure or message.why
+            case Committed() if message.generation == self.serving.number:
+                self._committed.add(slot)
+            case _:
+                pass  # about a policy that was given up
+
+    def _resolve(self, names: dict[str, tuple[str, ...]]) -> None:
+        """The prober talks to DNS servers, so what it says is looked at before it is passed on."""
+        for found in names.values():
+            for address in found:
+                try:
+                    ipaddress.ip_address(address)
+                except ValueError:
+                    raise ChannelBroken(f"{address[:80]!r} is no IP address") from None
+        if len(self.resolved.keys() | names.keys()) > MOST_NAMES:
+            raise ChannelBroken(f"it tells of more than {MOST_NAMES:,} names")
+        self.resolved.update(names)
+        self.supervisor.send_workers(Resolved(names))
+
+    def _is_preparing(self, number: int) -> bool:
+        return self._preparing is not None and self._preparing.number == number
+
+    def stop(self) -> None:
+        """The drain begins: nothing is accepted any more."""
+        for one in (*self.serving.sockets.values(), *self._leaving.values()):
+            one.close()
+        if self._task is not None:
+            self._task.cancel()
+
+    # ---- a reload
+
+    def request(self) -> asyncio.Future[Outcome]:
+        """Ask for a reload; the answer comes when it has happened, or has failed."""
+        if self._next is None:
+            self._next = asyncio.get_running_loop().create_future()
+        if self._task is None:
+            self._task = asyncio.create_task(self._work())
+        return self._next
+
+    async def _work(self) -> None:
+        asked = None
+        try:
+            while self._next is not None:
+                asked, self._next = self._next, None
+                asked.set_result(await self._reload())
+                await self._retire()
+        finally:
+            self._task = None
+            for left in (asked, self._next):
+                if left is not None and not left.done():
+                    left.set_result(self._refuse(loading.failure("l7proxy is draining")))
+            self._next = None
+
+    async def _reload(self) -> Outcome:
+        if self.supervisor.draining:
+            return self._refuse(loading.failure("l7proxy is draining"))
+        began = time.monotonic()
+        result = await loading.load_aside(self.path)
+        if result.policy < 0:
+            return self._refuse(result)
+        new = None
+        try:
+            new = self._open(result.policy)
+            await self._roll_out(new)
+        except Refused as error:
+            self._give_up(new)
+            return self._refuse(loading.failure(str(error)))
+        except BaseException:  # cancelled: the drain has begun
+            self._give_up(new)
+            raise
+        return self._taken(result, time.monotonic() - began)
+
+    def _taken(self, result: Result, seconds: float) -> Outcome:
+        self._ok += 1
+        self._last_error = None
+        manifest = self.serving.manifest
+        if result.text:
+            print(result.text, file=sys.stderr, flush=True)
+        log.info(
+            event(
+                "policy loaded",
+                generation=self.serving.number,
+                listeners=self._changes,
+                routes=manifest.routes,
+                backends=manifest.backends,
+                warnings=result.warnings,
+                seconds=f"{seconds:.2f}",
+            )
+        )
+        return Outcome(
+            True,
+            self.serving.number,
+            result.text,
+            0,
+            result.warnings,
+            tuple(result.problems),
+        )
+
+    def _refuse(self, result: Result) -> Outcome:
+        self._failed += 1
+        outcome = Outcome(
+            False,
+            self.serving.number,
+            result.text,
+            result.errors,
+            result.warnings,
+            tuple(result.problems),
+        )
+        self._last_error = {
+            "time": datetime.now(UTC).isoformat(timespec="seconds"),
+            "errors": result.errors,
+            "text": result.text,
+        }
+        print(result.text, file=sys.stderr, flush=True)
+        log.error(
+            event(
+                "policy refused",
+                errors=result.errors,
+                generation=self.serving.number,
+                source=self.path,
+            )
+        )
+        return outcome
+
+    # ---- open
+
+    def _open(self, policy: int) -> Serving:
+        """Open what the policy needs beyond what there is. Raises Refused, and then holds nothing.
+
+        The descriptor `policy` belongs to what is returned.
+        """
+        fresh: list[ListeningSocket] = []
+        try:
+            manifest = bundle.manifest(policy)
+            if len(manifest.listeners) > MOST_LISTENERS:
+                raise Refused(
+                    f"the policy has {len(manifest.listeners):,} listeners, and {MOST_LISTENERS:,}"
+                    " can be open; split it over several l7proxy"
+                )
+            sockets = self._sockets(manifest, fresh)
+            names = [f"listener:{listener.name}" for listener in manifest.listeners]
+            rows = self._rows.assign(names)
+            self._generations += 1
+            return Serving(
+                self._generations, policy, manifest, sockets, tuple(rows[name] for name in names)
+            )
+        except (Refused, RowsExhausted, OSError) as error:
+            for one in fresh:
+                one.close()
+            os.close(policy)
+            raise Refused(str(error)) from error
+
+    def _sockets(
+        self, manifest: bundle.Manifest, fresh: list[ListeningSocket]
+    ) -> dict[int, ListeningSocket]:
+        there = {}
+        if self.current is not None:
+            for (listener, one), number in zip(
+                self.current.listeners(), self.current.sockets, strict=True
+            ):
+                there[_key(listener)] = (number, one)
+        wanted = {_key(listener) for listener in manifest.listeners}
+        leaving = [one for key, (_, one) in there.items() if key not in wanted]
+        sockets: dict[int, ListeningSocket] = {}
+        problems: list[str] = []
+        for listener in manifest.listeners:
+            found = there.get(_key(listener))
+            if found is not None:
+                sockets[found[0]] = found[1]
+                continue
+            try:
+                opened = open_for_clients(listener, leaving)
+            except StartupError as error:
+                problems.append(f"listener {listener.name}: {error}")
+                continue
+            fresh.append(opened)
+            self._numbers += 1
+            sockets[self._numbers] = opened
+        if problems:
+            raise Refused("\n".join(problems))
+        return sockets
+
+    # ---- prepare, commit
+
+    async def _roll_out(self, new: Serving) -> None:
+        """Raises Refused when a worker cannot build it."""
+        supervisor = self.supervisor
+        self._preparing, self._failure = new, ""
+        self._prepared.clear()
+        for slot in range(supervisor.configured):
+            self._tell(slot, new)
+        await supervisor.until(
+            lambda: bool(self._failure) or self._all_in(self._prepared), PREPARE_SECONDS
+        )
+        if self._failure:
+            raise Refused(f"a worker could not build it: {self._failure}")
+        if supervisor.draining:
+            raise Refused("l7proxy is draining")
+        self._commit(new)
+        await supervisor.until(lambda: self._all_in(self._committed), COMMIT_SECONDS)
+        for slot in range(supervisor.configured):
+            if supervisor.has(slot) and slot not in self._committed:
+                supervisor.replace(slot, "it did not take the policy in time")
+
+    def _all_in(self, slots: set[int]) -> bool:
+        supervisor = self.supervisor
+        return all(
+            slot in slots or not supervisor.has(slot) for slot in range(supervisor.configured)
+        )
+
+    def _tell(self, slot: int, new: Serving) -> None:
+        fresh = [number for number in new.sockets if number not in self.serving.sockets]
+        for first in range(0, len(fresh), _FDS):
+            some = fresh[first : first + _FDS]
+            fds = [new.sockets[number].sock.fileno() for number in some]
+            self.supervisor.send(slot, Sockets(tuple(some)), fds)
+        self.supervisor.send(slot, new.prepare, [new.policy])
+
+    def _commit(self, new: Serving) -> None:
+        """No await in here: a worker starts with the old policy or with the new one."""
+        old, self.current, self._preparing = self.serving, new, None
+        self._changes = _changes(old, new)
+        for listener, one in new.listeners():
+            if one not in old.sockets.values():
+                tell(listener, one)
+        self._committed.clear()
+        for slot in range(self.supervisor.configured):
+            if slot in self._prepared:
+                self.supervisor.send(slot, Commit(new.number))
+            elif self.supervisor.has(slot):
+                self.supervisor.replace(slot, "it did not build the policy in time")
+        self._leaving = {
+            number: one for number, one in old.sockets.items() if number not in new.sockets
+        }
+        for one in self._leaving.values():
+            one.stop()
+        for listener, one in new.listeners():
+            one.set_mode(listener.mode)
+        self.supervisor.probe(wanted=new.manifest.probing)
+        self.supervisor.send(self.supervisor.configured, Probe(), [new.policy])
+        os.close(old.policy)
+
+    def _give_up(self, new: Serving | None) -> None:
+        self._preparing = None
+        if new is None:
+            return
+        fresh = [number for number in new.sockets if number not in self.serving.sockets]
+        self.supervisor.send_workers(Abandon(new.number, tuple(fresh)))
+        for number in fresh:
+            new.sockets[number].close()
+        os.close(new.policy)
+        self._keep_rows()
+
+    # ---- retire
+
+    async def _retire(self) -> None:
+        """What is left of the policy before."""
+        if self._leaving:
+            await asyncio.sleep(GRACE)
+        self.supervisor.send_workers(Retire(tuple(self._leaving)))
+        for one in self._leaving.values():
+            one.close()
+        self._leaving = {}
+        self._keep_rows()
+
+    def _keep_rows(self) -> None:
+        self._rows.keep(f"listener:{one.name}" for one in self.serving.manifest.listeners)
+
+    # ---- what it tells
+
+    def stats(self) -> dict[str, Any]:
+        """`policy` of `/stats`."""
+        serving = self.serving
+        return {
+            "generation": serving.number,
+            "source": self.path,
+            "loaded_at": serving.loaded_at,
+            "listeners": len(serving.manifest.listeners),
+            "routes": serving.manifest.routes,
+            "backends": serving.manifest.backends,
+            "reloads": {"ok": self._ok, "failed": self._failed},
+            "last_error": self._last_error,
+        }
+
+
+def tell(listener: Listener, one: ListeningSocket) -> None:
+    """Say that a listener listens, and where."""
+    log.info(
+        event("listening", name=listener.name, address=one.address, protocol=listener.protocol)
+    )
+
+
+def _key(listener: Listener) -> tuple[object, str]:
+    """What makes a socket the same one: its address; with port 0, the listener's name as well."""
+    address = listener.address
+    chosen = isinstance(address, Address) and address.port == 0
+    return address, listener.name if chosen else ""
+
+
+def _changes(old: Serving, new: Serving) -> str:
+    came = sum(number not in old.sockets for number in new.sockets)
+    went = sum(number not in new.sockets for number in old.sockets)
+    return f"+{came}-{went}"

@@ -1,0 +1,185 @@
+"""The worker's end of the channel to the supervisor: another policy, without a pause.
+
+The steps and their messages are told in `net.messages`. What is to be built, and later what is to
+be freed, is a row of generators; the loop asks for a slice of that work between two rounds, so that
+connections wait for `SLICE` seconds at the most, and one step more.
+
+The garbage collector is off meanwhile: it would walk through everything that is being built, again
+and again, in one stroke. What a policy is made of is freed by reference counts.
+"""
+
+from __future__ import annotations
+
+import gc
+import logging
+import os
+import select
+import socket
+import time
+from collections import deque
+from collections.abc import Generator, Iterator
+from typing import TYPE_CHECKING
+
+from l7proxy.errors import L7ProxyError
+from l7proxy.net import bundle
+from l7proxy.net.channel import Channel, ChannelClosed, Received
+from l7proxy.net.messages import (
+    TO_WORKER,
+    Abandon,
+    Commit,
+    Committed,
+    Prepare,
+    Prepared,
+    Resolved,
+    Retire,
+    Sockets,
+    Unprepared,
+)
+from l7proxy.telemetry.counters import Counter
+from l7proxy.telemetry.log import event
+from l7proxy.worker.generation import Generation, building, freeing
+
+if TYPE_CHECKING:
+    from l7proxy.worker.loop import Worker
+
+SLICE = 0.002  # seconds of work between two rounds of the loop
+MAX_FDS = 250  # that come with one message
+
+log = logging.getLogger(__name__)
+
+_WATCHED = select.EPOLLIN | select.EPOLLRDHUP
+
+
+class Reloading:
+    """Hears the supervisor, builds aside, swaps on its word."""
+
+    def __init__(self, worker: Worker, control_fd: int) -> None:
+        self._worker = worker
+        self._channel = Channel(socket.socket(fileno=control_fd), TO_WORKER, fds=MAX_FDS)
+        self._sockets: dict[int, socket.socket] = {}  # that came, and are not in use yet
+        self._building: Iterator[None] | None = None
+        self._number = 0  # of the generation that is being built
+        self._built: Generation | None = None
+        self._old: list[Iterator[None]] = []  # of listeners that are still accepted from
+        self._freeing: deque[Iterator[None]] = deque()
+        self._longest = 0.0
+        worker.register(control_fd, _WATCHED, self)
+
+    @property
+    def busy(self) -> bool:
+        """Whether there is work for `step`."""
+        return self._building is not None or bool(self._freeing)
+
+    def ready(self, fd: int, _mask: int) -> None:
+        """The supervisor said something, or reads again, or is gone."""
+        try:
+            self._channel.flush()
+            for received in self._channel.receive():
+                self._hear(received)
+        except ChannelClosed:
+            self._worker.orphaned()
+            return
+        self._worker.modify(fd, _WATCHED | (select.EPOLLOUT if self._channel.waiting else 0))
+
+    def step(self) -> None:
+        """A slice of the work."""
+        until = time.monotonic() + SLICE
+        while self.busy:
+            began = time.monotonic()
+            if began >= until:
+                return
+            self._one_step()
+            self._longest = max(self._longest, time.monotonic() - began)
+
+    def _one_step(self) -> None:
+        if self._building is not None:
+            try:
+                next(self._building, None)
+            except (L7ProxyError, OSError, MemoryError) as error:
+                self._failed(str(error))
+            except Exception as error:
+                log.exception("internal error; the policy is not taken")
+                self._failed(f"internal error: {error}")
+            return
+        try:
+            next(self._freeing[0])
+        except StopIteration:
+            self._freeing.popleft()
+            if not self._freeing:
+                self._rest()
+
+    def _rest(self) -> None:
+        """No more work: what there is now stays, and need not be looked at by the collector."""
+        self._note_longest()
+        gc.freeze()
+        gc.enable()
+
+    def _note_longest(self) -> None:
+        view, longest = self._worker.view, int(self._longest * 1e6)
+        view[Counter.LONGEST_SLICE] = max(view[Counter.LONGEST_SLICE], longest)
+
+    # ---- what the supervisor says
+
+    def _hear(self, received: Received) -> None:
+        message, fds = received.message, received.fds
+        match message:
+            case Sockets():
+                for number, fd in zip(message.numbers, fds, strict=True):
+                    sock = self._sockets[number] = socket.socket(fileno=fd)
+                    sock.setblocking(False)
+            case Prepare():
+                self._prepare(message, fds[0])
+            case Commit():
+                self._commit(message.generation)
+            case Abandon():
+                if self._number == message.generation:
+                    self._forget()
+                for number in message.sockets:
+                    if number in self._sockets:
+                        self._sockets.pop(number).close()
+            case Resolved():
+                self._worker.resolve(message.names)
+            case Retire():
+                self._worker.retire(message.sockets)
+                self._freeing.extend(self._old)
+                self._old.clear()
+
+    def _prepare(self, message: Prepare, policy: int) -> None:
+        self._forget()
+        gc.disable()
+        self._number = message.generation
+        self._building = self._steps(message, policy)
+
+    def _steps(self, message: Prepare, policy: int) -> Generator[None, None, None]:
+        worker = self._worker
+        try:
+            found = yield from bundle.unpacking(policy)
+        finally:
+            os.close(policy)
+        yield
+        sockets = worker.sockets() | self._sockets
+        self._built = yield from building(worker, found, message, sockets)
+        self._building = None
+        self._note_longest()
+        self._channel.send(Prepared(message.generation, int(self._longest * 1e6)))
+
+    def _failed(self, why: str) -> None:
+        number = self._number
+        self._forget()
+        self._channel.send(Unprepared(number, why[:1000]))
+
+    def _forget(self) -> None:
+        self._building = None
+        built, self._built = self._built, None
+        if built is not None:
+            built.abandon()
+            self._freeing.append(freeing(built, built.groups))
+
+    def _commit(self, number: int) -> None:
+        built, self._built = self._built, None
+        assert built is not None
+        assert built.prepare.generation == number
+        old = self._worker.take_over(built, self._sockets)
+        self._old.append(freeing(old, built.groups))
+        self._channel.send(Committed(number))
+        log.debug(event("policy swapped", slot=self._worker.slot, generation=number))
