@@ -61,17 +61,19 @@ def chosen(policy: Policy, listener: Listener) -> Mapping[str, SpliceChoice]:
 class Auto:
     """Takes in the routes of a policy in their order, then tells what `auto` is on a listener."""
 
-    __slots__ = ("_actions", "_listener", "_owners", "_policy", "forwarding")
+    __slots__ = ("_actions", "_listener", "_order", "_owners", "_policy", "forwarding")
 
     def __init__(self, policy: Policy, listener: Listener) -> None:
         self._policy = policy
         self._listener = listener
+        self._order: dict[str, int] = {}  # place in the file, by name
         self._actions: dict[object, int] = {}
         self._owners: dict[Claim, tuple[int, int, Route]] = {}  # priority, action, who
         self.forwarding: list[Route] = []
 
     def add(self, route: Route) -> None:
         """The next route."""
+        self._order[route.name] = len(self._order)
         if self._listener.protocol is not Protocol.HTTP:
             if route.backend_refs and any(taking_part(route, self._listener)):
                 self.forwarding.append(route)
@@ -100,7 +102,7 @@ class Auto:
         for priority, action, route in self._owners.values():
             if floor is None or priority >= floor:
                 answers.setdefault(action, route)
-        routes = sorted(answers.values(), key=self._policy.routes.index)
+        routes = sorted(answers.values(), key=lambda route: self._order[route.name])
         names = tuple(route.name for route in routes)
         if floor is None:
             why = f"later requests of a connection may match {_either(names)} or no route (404)"
