@@ -394,7 +394,7 @@ def test_ten_thousand_routes() -> None:
         for i in range(10_000)
     ]
     lines.append("backends:")
-    lines += [f"  b{i}: {{endpoints: [127.0.0.1:{i + 1}]}}" for i in range(10_000)]
+    lines += [f"  b{i}: {{endpoints: [10.0.0.1:{i + 1}]}}" for i in range(10_000)]
     report = check_text("\n".join(lines))
     assert report.policy is not None
     assert len(report.policy.routes) == 10_000
