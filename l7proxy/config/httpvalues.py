@@ -6,12 +6,11 @@ As in `values`, each parser returns the value or raises Bad.
 from __future__ import annotations
 
 import re
-from importlib import import_module
-from typing import Any
 
 from l7proxy.config.bad import Bad
 from l7proxy.config.problems import quoted
 from l7proxy.config.values import MAX_PATH
+from l7proxy.patterns import MAX_LENGTH, PatternError, compile_pattern
 
 # Security limits.
 MAX_HEADER_NAME = 256  # Gateway API v1, HTTPHeaderName: maxLength
@@ -19,7 +18,6 @@ MAX_HEADER_VALUE = 4096  # Gateway API v1, HTTPHeader: maxLength of the value
 MAX_METHOD = 32
 MAX_QUERY_NAME = 256
 MAX_QUERY_VALUE = 1024  # Gateway API v1, HTTPQueryParamMatch: maxLength
-MAX_PATTERN = 1024  # Gateway API v1, HTTPPathMatch: maxLength
 MAX_ALPN = 255  # RFC 7301, 3.1: opaque ProtocolName<1..2^8-1>
 MAX_COOKIE_NAME = 128
 MAX_EXPECTED = 1024  # bytes that a health check looks for
@@ -153,32 +151,18 @@ def pattern(text: str) -> str:
     """A regular expression in RE2's syntax, which no input can make slow."""
     if not text:
         raise Bad("an empty regular expression matches nothing but the empty text")
-    if len(text) > MAX_PATTERN:
-        raise Bad(f"a regular expression has at most {MAX_PATTERN} characters")
-    reason, fragment = _re2(text)
-    if reason:
-        at = text.rfind(fragment) if fragment and fragment != text else -1
-        raise Bad(
-            f"{quoted(text)} is no regular expression: {reason}",
-            "the syntax is that of RE2, which has no look-around and no back-references",
-            None if at < 0 else slice(at, at + len(fragment)),
-        )
-    return text
-
-
-def _re2(text: str) -> tuple[str, str]:
-    """Why RE2 refuses a pattern, and the part of it that it blames; "" when it takes it."""
-    re2: Any = import_module("re2")  # only policies with patterns pay for it
-    options = re2.Options()
-    options.log_errors = False
+    if len(text) > MAX_LENGTH:
+        raise Bad(f"a regular expression has at most {MAX_LENGTH} characters")
     try:
-        re2.compile(text, options)
-    except re2.error as error:
-        said = error.args[0]
-        message = said.decode("utf-8", "replace") if isinstance(said, bytes) else str(said)
-        reason, _, fragment = message.partition(": ")
-        return reason, fragment
-    return "", ""
+        compile_pattern(text)
+    except PatternError as error:
+        whole = (error.start, error.end) == (0, len(text))
+        raise Bad(
+            f"{quoted(text)} is no regular expression: {error.reason}",
+            "the syntax is that of RE2, which has no look-around and no back-references",
+            None if whole else slice(error.start, error.end),
+        ) from None
+    return text
 
 
 def path_pattern(text: str) -> str:
