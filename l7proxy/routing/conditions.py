@@ -80,6 +80,11 @@ class MethodIs:
 
     method: str
 
+    @property
+    def criterion(self) -> str:
+        """The key of the policy that says so."""
+        return "method"
+
     def holds(self, facts: Facts) -> bool:
         """Whether it is."""
         return facts.request.method == self.method
@@ -97,6 +102,11 @@ class Value:
     name: bytes
     wanted: bytes
     pattern: Pattern | None  # of a regular expression; None: exact
+
+    @property
+    def criterion(self) -> str:
+        """The key of the policy that says so."""
+        return "headers" if self.noun == "header" else "queryParams"
 
     def read(self, facts: Facts) -> bytes | None:
         """What the request has there."""
@@ -126,6 +136,11 @@ class Offers:
     """A ClientHello offers one of these protocols."""
 
     protocols: tuple[str, ...]
+
+    @property
+    def criterion(self) -> str:
+        """The key of the policy that says so."""
+        return "alpn"
 
     def holds(self, facts: Facts) -> bool:
         """Whether it does."""

@@ -7,7 +7,6 @@ from l7proxy.model import (
     Decision,
     Deny,
     Forward,
-    Hello,
     Match,
     PathModifierType,
     PathType,
@@ -23,7 +22,8 @@ from l7proxy.routing.conditions import Facts, compile_conditions
 NO_WEIGHT = Respond(500, "every backend of this route has weight 0")
 NO_BACKEND = Respond(500, "this route names a backend that is not there")
 
-Rank = tuple[int, int, int, int, int, int]
+Rank = tuple[int, int, int, int, int]
+"""Priority, method or ALPN, headers, query, place: the least one is the best."""
 
 
 class Rule:
@@ -90,7 +90,6 @@ def rank(route: Route, match: Match, order: int) -> Rank:
         -len({one.name.lower() for one in match.headers}),
         -len({one.name for one in match.query}),
         order,
-        0,
     )
 
 
@@ -120,6 +119,3 @@ def decisions_of(
         for ref in route.backend_refs
         if ref.weight > 0
     ) or (NO_WEIGHT,)
-
-
-__all__ = ["Facts", "Hello", "Rule", "decisions_of", "rank", "turns_of"]
