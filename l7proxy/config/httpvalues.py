@@ -10,7 +10,8 @@ import re
 from l7proxy.config.bad import Bad
 from l7proxy.config.problems import quoted
 from l7proxy.config.values import MAX_PATH
-from l7proxy.patterns import MAX_LENGTH, PatternError, compile_pattern
+from l7proxy.filters import forbidden_header
+from l7proxy.patterns import PatternError, compile_pattern
 
 # Security limits.
 MAX_HEADER_NAME = 256  # Gateway API v1, HTTPHeaderName: maxLength
@@ -57,36 +58,20 @@ def header_name_to_match(text: str) -> str:
     return header_name(text).lower()
 
 
-# What one connection or the framing of one message needs belongs to whoever writes the message.
-_HOP_BY_HOP = "it belongs to one connection, and l7proxy writes its own"
-_FRAMING = "it says where a message ends, and l7proxy writes it as it is"
-_UNCHANGED = {
-    "connection": _HOP_BY_HOP,
-    "keep-alive": _HOP_BY_HOP,
-    "proxy-connection": _HOP_BY_HOP,
-    "te": _HOP_BY_HOP,
-    "trailer": _FRAMING,
-    "transfer-encoding": _FRAMING,
-    "content-length": _FRAMING,
-    "upgrade": _HOP_BY_HOP,
-}
-
-
 def header_name_to_change(text: str) -> str:
     """A field name that a filter may set, add or remove, as written."""
     name = header_name(text)
-    if (why := _UNCHANGED.get(name.lower())) is not None:
+    if (why := forbidden_header(name)) is not None:
         raise Bad(f"the header {quoted(name)} cannot be changed", why)
-    if name.lower() == "host":
-        raise Bad(f"the header {quoted(name)} cannot be changed", "use `urlRewrite.hostname`")
     return name
 
 
 def header_name_to_send(text: str) -> str:
     """A field name that a response of the policy's own may have, as written."""
     name = header_name(text)
-    if (why := _UNCHANGED.get(name.lower())) is not None:
-        raise Bad(f"the header {quoted(name)} cannot be written here", why)
+    if (why := forbidden_header(name)) is not None:
+        hint = "it is a header of requests" if name.lower() in ("host", "expect") else why
+        raise Bad(f"the header {quoted(name)} cannot be written here", hint)
     return name
 
 
@@ -151,16 +136,14 @@ def pattern(text: str) -> str:
     """A regular expression in RE2's syntax, which no input can make slow."""
     if not text:
         raise Bad("an empty regular expression matches nothing but the empty text")
-    if len(text) > MAX_LENGTH:
-        raise Bad(f"a regular expression has at most {MAX_LENGTH} characters")
     try:
         compile_pattern(text)
     except PatternError as error:
-        whole = (error.start, error.end) == (0, len(text))
+        own = error.reason.startswith("it ")  # a limit of ours, and no matter of syntax
         raise Bad(
-            f"{quoted(text)} is no regular expression: {error.reason}",
-            "the syntax is that of RE2, which has no look-around and no back-references",
-            None if whole else slice(error.start, error.end),
+            f"{quoted(text)} cannot be used as a regular expression: {error.reason}",
+            "" if own else "the syntax is that of RE2, without look-around and back-references",
+            slice(error.start, error.end),
         ) from None
     return text
 

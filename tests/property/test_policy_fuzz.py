@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import copy
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import yaml
 from hypothesis import HealthCheck, given, settings
@@ -12,8 +15,10 @@ from l7proxy.config import Report, check, check_text
 from l7proxy.model import Request
 from l7proxy.routing import compile_routers
 
-SAMPLES = sorted((Path(__file__).resolve().parents[2] / "policies").glob("*.yaml"))
-TEXTS = [path.read_text() for path in SAMPLES]
+ROOT = Path(__file__).resolve().parents[2]
+SAMPLES = sorted((ROOT / "policies").glob("*.yaml"))
+EVERYTHING = (ROOT / "tests" / "everything.yaml").read_text()
+TEXTS = [*(path.read_text() for path in SAMPLES), EVERYTHING]
 
 
 def sound(report: Report) -> None:
@@ -150,3 +155,92 @@ def test_json_is_yaml_too(tree: object) -> None:
     two = check_text(yaml.safe_dump(tree, default_flow_style=False), "p.yaml")
     assert sorted(p.message for p in one.errors) == sorted(p.message for p in two.errors)
     assert sorted(p.message for p in one.warnings) == sorted(p.message for p in two.warnings)
+
+
+# A policy with every key in it, and a few things in the wrong place: reaches what only the right
+# keys in the right tables lead to.
+
+Tree = object
+WHOLE = yaml.safe_load(EVERYTHING)
+
+
+def parts(tree: Tree, path: tuple[object, ...] = ()) -> Iterator[tuple[object, ...]]:
+    """The way to each part of a tree, by keys and indices."""
+    yield path
+    if isinstance(tree, dict):
+        for key, value in tree.items():
+            yield from parts(value, (*path, key))
+    elif isinstance(tree, list):
+        for index, value in enumerate(tree):
+            yield from parts(value, (*path, index))
+
+
+def at(tree: Any, path: tuple[object, ...]) -> Any:
+    for step in path:
+        tree = tree[step]
+    return tree
+
+
+PARTS = list(parts(WHOLE))
+VALUES = [at(WHOLE, path) for path in PARTS if len(path) > 2]
+KEYS = sorted({str(path[-1]) for path in PARTS if path and isinstance(path[-1], str)})
+ODD = ["", " ", "*", "*:0", "no", "/..", "unix:", "[::]:1", "0.0.0.0/0", "2xx", "(", "a{1001}"]
+ODD += ["TLS", "TCP", "HTTP", "Exact", "RegularExpression", "ReplacePrefixMatch", "hash", "request"]
+values = st.one_of(
+    st.sampled_from(VALUES),
+    st.sampled_from(ODD),
+    st.integers(-1, 70_000),
+    st.booleans(),
+    st.none(),
+    st.just([]),
+    st.builds(dict),
+    st.text(max_size=5),
+)
+
+
+@st.composite
+def misshapen(draw: st.DrawFn) -> Tree:
+    """The whole policy with up to four things renamed, replaced, dropped, wrapped or added."""
+    tree = copy.deepcopy(WHOLE)
+    for _ in range(draw(st.integers(1, 4))):
+        path = draw(st.sampled_from(PARTS[1:]))
+        try:
+            parent, step = at(tree, path[:-1]), path[-1]
+            parent[step]
+        except (KeyError, IndexError, TypeError):
+            continue  # changed already
+        match draw(st.sampled_from(("rename", "replace", "drop", "wrap", "name", "add"))):
+            case "rename" if isinstance(parent, dict):
+                parent[draw(st.sampled_from(KEYS))] = parent.pop(step)
+            case "drop":
+                del parent[step]
+            case "wrap":
+                parent[step] = [parent[step]]
+            case "name":
+                parent[step] = {draw(st.sampled_from(KEYS)): parent[step]}
+            case "add" if isinstance(parent, dict):
+                parent[draw(st.sampled_from(KEYS))] = copy.deepcopy(draw(values))
+            case _:
+                parent[step] = copy.deepcopy(draw(values))
+    return tree
+
+
+@settings(max_examples=300, deadline=None)
+@given(misshapen(), st.booleans())
+def test_the_whole_language_misshapen(tree: Tree, flow: bool) -> None:
+    sound(check_text(yaml.safe_dump(tree, default_flow_style=flow, sort_keys=False), "p.yaml"))
+
+
+@settings(deadline=None)
+@given(misshapen())
+def test_what_is_wrong_does_not_depend_on_how_it_is_written(tree: Tree) -> None:
+    """The YAML of a tree says what the tree says: block style or flow style, the same messages."""
+    one = check_text(yaml.safe_dump(tree, default_flow_style=True, width=1 << 20), "p.yaml")
+    two = check_text(yaml.safe_dump(tree, default_flow_style=False), "p.yaml")
+    assert sorted(p.message for p in one.errors) == sorted(p.message for p in two.errors)
+
+
+def test_the_shape_itself_is_sound() -> None:
+    """Guards the tests above: they change a policy that has nothing wrong in it."""
+    assert check_text(yaml.safe_dump(WHOLE, sort_keys=False), "p.yaml").errors == ()
+    assert len(PARTS) > 200

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import ast
+import sys
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 
 import policy_cases
@@ -12,6 +14,8 @@ import yaml
 
 from l7proxy import config
 from l7proxy.config import check_text, nodes
+from l7proxy.config.bad import Bad
+from l7proxy.config.walker import Walker
 
 FILES = ("listeners", "routes", "backends", "warnings", "yaml", "environment")
 CASES = [
@@ -119,3 +123,59 @@ def test_the_search_for_messages_finds_them() -> None:
     assert counts["syntax"] >= 10
     assert counts["references"] >= 5
     assert counts["lint"] >= 12
+
+
+# The search above knows the words of a message. This one knows where it is said: two places that
+# say the same are two messages, and each needs a case.
+
+SAID_BY = ("error", "warn", "note", "Bad")
+SITES_ELSEWHERE = {  # test_environment.py, test_config.py
+    ("environment", "variables make more than "),
+    ("environment", "it has to be text in UTF-8 without control characters"),
+    ("walker", "write the parts out, or use fewer aliases inside of aliases"),
+}
+
+
+def _sites(path: Path) -> dict[tuple[int, int], str]:
+    """First and last line of each call that says something, with the longest words in it."""
+    found = {}
+    for call in ast.walk(ast.parse(path.read_text())):
+        if not isinstance(call, ast.Call):
+            continue
+        name = getattr(call.func, "attr", getattr(call.func, "id", ""))
+        if name in SAID_BY:
+            words = [
+                part.value
+                for part in ast.walk(call)
+                if isinstance(part, ast.Constant) and isinstance(part.value, str)
+            ]
+            found[call.lineno, call.end_lineno or call.lineno] = max(words, key=len, default="")
+    return found
+
+
+def test_every_place_that_says_something_is_reached(monkeypatch: pytest.MonkeyPatch) -> None:
+    reached: set[tuple[str, int]] = set()
+
+    def watched(original: Callable[..., object]) -> Callable[..., object]:
+        def call(*args: object, **kwargs: object) -> object:
+            caller = sys._getframe(1)
+            reached.add((caller.f_code.co_filename, caller.f_lineno))
+            return original(*args, **kwargs)
+
+        return call
+
+    for name in ("error", "warn", "note"):
+        monkeypatch.setattr(Walker, name, watched(getattr(Walker, name)))
+    monkeypatch.setattr(Bad, "__init__", watched(Bad.__init__))
+    for case in (param.values[0] for param in CASES):
+        assert isinstance(case, policy_cases.Case)
+        check_text(case.policy, "policy.yaml", case.environment)
+    missing = [
+        f"{path.stem}:{first}: {words}"
+        for path in sorted(Path(config.__file__).parent.rglob("*.py"))
+        for (first, last), words in _sites(path).items()
+        if (path.stem, words) not in SITES_ELSEWHERE
+        and not any((str(path), line) in reached for line in range(first, last + 1))
+    ]
+    assert missing == []
+    assert len(reached) > 150

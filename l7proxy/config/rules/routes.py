@@ -11,7 +11,15 @@ from l7proxy.config.problems import quoted
 from l7proxy.config.readers import alternatives
 from l7proxy.config.schema import Fields
 from l7proxy.config.walker import Walker
-from l7proxy.model import Filters, PathModifier, PathModifierType, PathType, Protocol, RedirectTo
+from l7proxy.model import (
+    Filters,
+    Match,
+    PathModifier,
+    PathModifierType,
+    PathType,
+    Protocol,
+    RedirectTo,
+)
 
 EVERY = frozenset(Protocol)
 _HTTP = frozenset({Protocol.HTTP})
@@ -152,7 +160,8 @@ def possible(route: RouteDraft) -> frozenset[Protocol]:
         for at in route.matches:
             one = EVERY
             for key in at.value.fields.keys:
-                one &= _MATCH_KEYS.get(key, EVERY)
+                if key != "path" or at.value.match.path != Match().path:  # `/` asks for nothing
+                    one &= _MATCH_KEYS.get(key, EVERY)
             of_matches |= one
         able &= of_matches
     return able
