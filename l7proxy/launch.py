@@ -28,6 +28,7 @@ from l7proxy.model import Datapath, Listener
 from l7proxy.net import bundle, privileges
 from l7proxy.net.adminsocket import open_admin
 from l7proxy.net.messages import FROM_PROBER, FROM_WORKER
+from l7proxy.probing import FIRST_ANSWERS, Backends
 from l7proxy.reload import Reloader, tell
 from l7proxy.supervisor import EXIT_FAILED, Supervisor
 from l7proxy.telemetry import log as operational
@@ -155,7 +156,8 @@ def run(options: Options) -> int:
         on_hangup=hangup,
         active=shared.active,
     )
-    return asyncio.run(_serve(options, supervisor, reloader, way, shared, seen))
+    backends = Backends(health.slot(workers + 1))
+    return asyncio.run(_serve(options, supervisor, reloader, way, shared, backends, seen))
 
 
 async def _serve(
@@ -164,19 +166,30 @@ async def _serve(
     reloader: Reloader,
     way: _Way,
     shared: SharedCounters,
+    backends: Backends,
     seen: Fingerprint,
 ) -> int:
     begun = time.monotonic()
 
     def stats() -> dict[str, Any]:
-        return collect(supervisor, reloader, way, shared, time.monotonic() - begun)
+        found = collect(supervisor, reloader, way, shared, time.monotonic() - begun)
+        serving = reloader.serving
+        told = backends.stats(serving.number, serving.policy, reloader.resolved)
+        return found | {"backends": told}
+
+    async def first() -> None:
+        serving = reloader.serving
+        supervisor.probe(wanted=serving.manifest.probing)
+        names = backends.names(serving.number, serving.policy)
+        await supervisor.until(
+            lambda: names <= reloader.resolved.keys() or supervisor.draining, FIRST_ANSWERS
+        )
 
     def ready() -> None:
         for listener, one in reloader.serving.listeners():
             tell(listener, one)
         if admin_socket is not None:
             log.info(event("admin", address=admin_socket.text))
-        supervisor.probe(wanted=reloader.serving.manifest.probing)
         log.info(event("ready", datapath=way.datapath, workers=supervisor.configured))
 
     async def reload() -> dict[str, Any]:
@@ -191,7 +204,7 @@ async def _serve(
     try:
         if admin_socket is not None:
             await admin.start(admin_socket.sock)
-        return await supervisor.run(ready)
+        return await supervisor.run(ready, first)
     finally:
         for task in beside:
             task.cancel()

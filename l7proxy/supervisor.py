@@ -23,7 +23,7 @@ import logging
 import os
 import signal
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -141,8 +141,15 @@ class Supervisor:
         self._stop_signals += 1
         self._changed.set()
 
-    async def run(self, ready: Callable[[], None] = lambda: None) -> int:
-        """Run until drained; the exit code. `ready` is called once all workers are forked."""
+    async def run(
+        self,
+        ready: Callable[[], None] = lambda: None,
+        first: Callable[[], Awaitable[object]] | None = None,
+    ) -> int:
+        """Run until drained; the exit code. `ready` is called once all workers are forked.
+
+        `first` is waited for before that: clients wait in the listeners' queues meanwhile.
+        """
         loop = asyncio.get_running_loop()
         handled = {
             signal.SIGCHLD: self._reap,
@@ -154,6 +161,8 @@ class Supervisor:
             loop.add_signal_handler(number, handler)
         signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGHUP})  # see `launch`
         try:
+            if first is not None:
+                await first()
             for slot in self._slots:
                 self._spawn(slot)
             ready()

@@ -20,7 +20,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -59,7 +59,8 @@ class _UnixConnection(http.client.HTTPConnection):
 class Proxy:
     """`l7proxy run` while the `with` block is open.
 
-    `files` is the limit of open descriptors that it is started with.
+    `files` is the limit of open descriptors that it is started with, `entry` what Python is to run:
+    see `resolving`.
     """
 
     def __init__(
@@ -70,10 +71,12 @@ class Proxy:
         workers: int = 1,
         drain_seconds: float = 30.0,
         files: int | None = None,
+        entry: Sequence[str] = ("-m", "l7proxy"),
     ) -> None:
         self.directory = Path(tempfile.mkdtemp(prefix="l7proxy-"))
         self.datapath = datapath
         self._files = files
+        self._entry = entry
         self._policy = self.directory / "policy.yaml"
         self._policy.write_text(policy)
         self._log = self.directory / "stderr"
@@ -95,7 +98,7 @@ class Proxy:
     def __enter__(self) -> Proxy:
         with self._log.open("wb") as log:
             self.process = subprocess.Popen(
-                [sys.executable, "-m", "l7proxy", *self._arguments],
+                [sys.executable, *self._entry, *self._arguments],
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL,
                 stderr=log,

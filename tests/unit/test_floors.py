@@ -37,7 +37,7 @@ FLOORS: tuple[tuple[frozenset[str], ...], ...] = (
         frozenset({"reload"}),
     ),
     (
-        frozenset({"doctor", "demo"}),
+        frozenset({"doctor", "demo", "probing"}),
         frozenset({"launch"}),
         frozenset({"commands"}),
         frozenset({"cli"}),
