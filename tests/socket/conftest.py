@@ -26,27 +26,33 @@ listeners:
 routes:
   - name: app
     listeners: [web, hasty, six]
+    splice: connection
     hostnames: [app.test]
     backendRefs: [{{name: app}}]
   - name: api
     listeners: [web]
+    splice: connection
     hostnames: [api.test]
     matches: [{{path: {{type: Exact, value: /v1/health}}}}, {{path: /v2}}]
     backendRefs: [{{name: app}}]
   - name: down
     listeners: [web]
+    splice: connection
     hostnames: [down.test]
     backendRefs: [{{name: down}}]
   - name: lame
     listeners: [web]
+    splice: connection
     hostnames: [lame.test]
     backendRefs: [{{name: lame}}]
   - name: blackhole
     listeners: [hasty]
+    splice: connection
     hostnames: [blackhole.test]
     backendRefs: [{{name: blackhole}}]
   - name: slow-start
     listeners: [hasty]
+    splice: connection
     hostnames: [slow-start.test]
     backendRefs: [{{name: slow-start}}]
   - name: raw
