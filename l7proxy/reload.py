@@ -155,6 +155,7 @@ class Reloader:
 
     def on_start(self, slot: int) -> None:
         """A worker has started with the policy in force."""
+        self._committed.add(slot)
         if self._preparing is not None and slot < self.supervisor.configured:
             self._tell(slot, self._preparing)
 

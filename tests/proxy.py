@@ -60,7 +60,7 @@ class Proxy:
     """`l7proxy run` while the `with` block is open.
 
     `files` is the limit of open descriptors that it is started with, `entry` what Python is to run:
-    see `resolving`.
+    see `resolving`. `path` is run in place of the policy.
     """
 
     def __init__(
@@ -72,6 +72,8 @@ class Proxy:
         drain_seconds: float = 30.0,
         files: int | None = None,
         entry: Sequence[str] = ("-m", "l7proxy"),
+        watch: bool = False,
+        path: Path | None = None,
     ) -> None:
         self.directory = Path(tempfile.mkdtemp(prefix="l7proxy-"))
         self.datapath = datapath
@@ -81,15 +83,16 @@ class Proxy:
         self._policy.write_text(policy)
         self._log = self.directory / "stderr"
         self._access = self.directory / "access.log"
-        self._admin = self.directory / "admin.sock"
+        self.admin = self.directory / "admin.sock"
         self._arguments = [
             "run",
-            str(self._policy),
+            str(path or self._policy),
             f"--workers={workers}",
             f"--datapath={datapath}",
-            f"--admin=unix:{self._admin}",
+            f"--admin=unix:{self.admin}",
             f"--access-log={self._access}",
             f"--drain-seconds={drain_seconds:g}",
+            *(["--watch"] if watch else []),
         ]
         self._old = 0
 
@@ -170,11 +173,30 @@ class Proxy:
 
     def stats(self) -> dict[str, Any]:
         """`GET /stats`."""
-        connection = _UnixConnection(str(self._admin))
+        connection = _UnixConnection(str(self.admin))
         with contextlib.closing(connection):
             connection.request("GET", "/stats")
             found: dict[str, Any] = json.loads(connection.getresponse().read())
         return found
+
+    def write(self, policy: str) -> None:
+        """Put another policy into its file, in one step."""
+        new = self._policy.with_suffix(".new")
+        new.write_text(policy)
+        new.replace(self._policy)
+
+    def reload(self, policy: str | None = None, *, ok: bool = True) -> dict[str, Any]:
+        """`POST /reload`, of this policy; its outcome, which has to be `ok`."""
+        if policy is not None:
+            self.write(policy)
+        connection = _UnixConnection(str(self.admin))
+        with contextlib.closing(connection):
+            connection.request("POST", "/reload")
+            assert connection.sock is not None
+            connection.sock.settimeout(START * 4)
+            outcome: dict[str, Any] = json.loads(connection.getresponse().read())
+        assert outcome["ok"] is ok, outcome
+        return outcome
 
     def settled(self, seconds: float = PATIENCE) -> dict[str, Any]:
         """The statistics once no connection is left."""

@@ -74,7 +74,7 @@ class Counter(IntEnum):
     ERROR_NO_ROUTE = 34
     ERROR_CLIENT_LIMIT = 35
     ODD_ANSWERS = 36  # responses that got no cookie: their head is none of HTTP/1
-    LONGEST_SLICE = 37  # microseconds that a step towards another policy took at the most
+    LONGEST_SLICE = 37  # us of processor time that a step towards another policy took at most
 
 
 ERRORS: dict[Reason, Counter] = {
