@@ -126,20 +126,21 @@ def explain(policy: Policy, listener: Listener, asked: Requested | Hello | None)
     if request is not None:
         host, path = request.host, request.path
     facts = Facts(request, hello)
-    plain, *rest = (path,) if is_plain(path) else readings(path)
-    ballot = _ballot(policy, listener, host, plain, facts)
+    paths = (path,) if is_plain(path) else readings(path)
+    ballot = _ballot(policy, listener, host, paths[0], facts)
     winner = ballot.winner
     nothing = NOT_FOUND if listener.protocol is Protocol.HTTP else NO_STREAM_ROUTE
     others = _others(ballot, winner)
     ways: tuple[Reading, ...] = ()
-    if rest:
-        winners = [winner, *(_ballot(policy, listener, host, o, facts).winner for o in rest)]
+    if len(paths) > 1:
+        others_win = (_ballot(policy, listener, host, one, facts).winner for one in paths[1:])
+        winners = [winner, *others_win]
         ways = tuple(
             Reading(name, way, None if one is None else one.rule.route.name)
-            for name, way, one in zip(READINGS, (plain, *rest), winners, strict=True)
+            for name, way, one in zip(READINGS, paths, winners, strict=True)
         )
         rules = [None if one is None else one.rule for one in winners]
-        if not all(agree(rules[0], rules[at], plain, rest[at - 1]) for at in (1, 2)):
+        if not all(agree(rules[0], rules[kind], paths, kind) for kind in (1, 2)):
             return Explanation(listener.name, answer=AMBIGUOUS, others=others, readings=ways)
     if winner is None:
         return Explanation(listener.name, answer=nothing, others=others, readings=ways)

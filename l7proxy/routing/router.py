@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator
+from collections.abc import Generator, Sequence
 
 from l7proxy import filters
 from l7proxy.filters import modified_path
@@ -61,13 +61,14 @@ class Router:
         facts = Facts(request)
         if is_plain(path):
             return self._rules.find(host, path, facts)
-        plain, *others = readings(path)
-        rule = self._rules.find(host, plain, facts)
-        for other in others:
-            if other != plain and not agree(
-                rule, self._rules.find(host, other, facts), plain, other
-            ):
-                return AMBIGUOUS
+        ways = readings(path)
+        rule = self._rules.find(host, ways[0], facts)
+        for kind in (1, 2):
+            other = ways[kind]
+            if other != ways[0]:
+                found = self._rules.find(host, other, facts)
+                if not agree(rule, found, ways, kind):
+                    return AMBIGUOUS
         return rule
 
     def decide_stream(self, hello: Hello | None = None) -> Decision:
@@ -87,18 +88,22 @@ class Router:
         return self._rules.find(host, "", Facts(None, hello))
 
 
-def agree(one: Rule | None, two: Rule | None, path: str, other: str) -> bool:
-    """Whether what two readings of a path lead to is the same."""
+def agree(one: Rule | None, two: Rule | None, ways: Sequence[str], kind: int) -> bool:
+    """Whether the plain reading of a path and another one of its `ways` lead to the same.
+
+    `one` and `two` are the rules that they lead to, `kind` is the place of the other reading.
+    """
     if one is None or two is None:
         return one is two
     if one.route is not two.route:
         return False
     if one.moves is None:
         return True
-    # The backend reads what was rewritten, and has to come to the same as if that reading had been.
-    forwarded = readings(modified_path(one.moves, one.match, path))
-    meant = readings(modified_path(one.moves, two.match, other))
-    return forwarded[1:] == meant[1:]
+    # A backend that reads the path in that way reads what was rewritten; it has to come to the same
+    # as if its reading of what the client sent had been.
+    forwarded = modified_path(one.moves, one.match, ways[0])
+    meant = modified_path(one.moves, two.match, ways[kind])
+    return readings(forwarded)[kind] == readings(meant)[kind]
 
 
 def compile_slices(policy: Policy, start: int = 0) -> Generator[None, None, dict[str, Router]]:

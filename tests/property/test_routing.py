@@ -7,7 +7,7 @@ from collections import Counter
 from dataclasses import replace
 from fnmatch import fnmatchcase
 
-from hypothesis import assume, given
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from l7proxy.balance import WeightedTurns
@@ -349,6 +349,7 @@ def owner(found: Rule | Respond | None) -> str:
     return "no" if found is None else found.route.name
 
 
+@settings(deadline=None, max_examples=40)
 @given(policies(actions=ACTIONS), policies(actions=ACTIONS))
 def test_effects_are_true(old: Policy, new: Policy) -> None:
     found = difference(old, new, most=300)
@@ -364,11 +365,13 @@ def test_effects_are_true(old: Policy, new: Policy) -> None:
         assert effect.old != effect.new
 
 
+@settings(deadline=None, max_examples=40)
 @given(policies(actions=ACTIONS))
 def test_a_policy_does_not_differ_from_itself(policy: Policy) -> None:
     assert not difference(policy, policy, most=300)
 
 
+@settings(deadline=None, max_examples=40)
 @given(policies(actions=ACTIONS), policies(actions=ACTIONS))
 def test_every_probe_of_one_match_is_asked(old: Policy, new: Policy) -> None:
     """A policy against one without routes: whatever is forwarded is told."""
