@@ -372,6 +372,28 @@ def test_a_sticky_cookie_leads_back(two: tuple[Server, Server]) -> None:
         proxy.stop()
 
 
+def test_a_cookie_is_given_and_leads_back(two: tuple[Server, Server]) -> None:
+    one, other = two
+    more = "    sticky: {cookie: at, ttl: 1h, secure: true}"
+    with Proxy(policy([one.address, other.address], more), "splice2", workers=2) as proxy:
+        for _ in range(4):
+            first = get(proxy)
+            assert first.cookie is not None
+            pair, *attributes = first.cookie.split("; ")
+            assert attributes == ["Path=/", "Max-Age=3600", "HttpOnly", "SameSite=Lax", "Secure"]
+            for _ in range(4):
+                again = get(proxy, cookie=pair)
+                assert (again.text, again.cookie) == (first.text, None)
+        one.stop()
+        pair = "at=" + cookies.token("app", one.address).decode()
+        moved = get(proxy, cookie=pair)
+        assert (moved.status, moved.text) == (200, "two")
+        assert moved.cookie is not None
+        assert moved.cookie.startswith("at=" + cookies.token("app", other.address).decode())
+        assert one.address not in moved.cookie
+        proxy.stop()
+
+
 # ---- how much
 
 

@@ -294,6 +294,7 @@ def test_a_life(tmp_path: Path, policy: str, datapath: str) -> None:
             "draining",
             "policy",
             "listeners",
+            "backends",
             "connections",
             "pairs",
             "bytes",
