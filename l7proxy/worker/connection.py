@@ -16,7 +16,7 @@ from l7proxy.errors import Reason
 from l7proxy.model import Protocol, Side
 from l7proxy.net import dial
 from l7proxy.responses import local_response
-from l7proxy.session import Command, Event, FlowCommand, FlowEvent, Session, State
+from l7proxy.session import Command, Event, Flow, FlowCommand, FlowEvent, Session, State
 from l7proxy.telemetry.accesslog import Record
 from l7proxy.telemetry.counters import Counter
 from l7proxy.telemetry.presence import NOWHERE
@@ -289,7 +289,7 @@ class Connection:
         elif self._backend_was_silent():
             self._backend_silent()
         else:
-            if self.pair is not None and self.pair.silent():
+            if self.pair is not None and self.pair.silent() and not self._client_has_ended():
                 self.dialing.lost_early()
             self.end_with(Reason.BACKEND_RESET)
             self.on(Event.BACKEND_ERROR)
@@ -299,6 +299,10 @@ class Connection:
         if self.listener.protocol is not Protocol.HTTP or self.pair is None:
             return False
         return self.pair.silent()
+
+    def _client_has_ended(self) -> bool:
+        """Whether nothing more comes of the client: that a backend hangs up then is no fault."""
+        return self.session.flows[Side.CLIENT] in (Flow.DRAINING, Flow.FINISHED)
 
     def _backend_silent(self) -> None:
         self.dialing.lost_early()

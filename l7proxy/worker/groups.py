@@ -36,12 +36,13 @@ _PROBES = 20_000  # of a hash table that is filled beside the traffic: about two
 class Counted:
     """A row, and the connections that this worker has on it."""
 
-    __slots__ = ("_held", "_retired", "row")
+    __slots__ = ("_held", "_is_attached", "_is_retired", "row")
 
     def __init__(self, row: Row) -> None:
         self.row = row
         self._held = 0
-        self._retired = False
+        self._is_retired = False
+        self._is_attached = True
 
     def enter(self) -> None:
         """One connection more."""
@@ -52,13 +53,16 @@ class Counted:
         """One connection fewer."""
         self._held -= 1
         self.row.leave()
-        if self._retired and not self._held:
-            self.row.detach()
+        self._settle_row()
 
     def retire(self) -> None:
         """Nothing new comes; the row is given back after the last connection."""
-        self._retired = True
-        if not self._held:
+        self._is_retired = True
+        self._settle_row()
+
+    def _settle_row(self) -> None:
+        if self._is_retired and not self._held and self._is_attached:
+            self._is_attached = False
             self.row.detach()
 
 
@@ -121,10 +125,15 @@ class Group:
             self._fill(at_once=False)
 
     def close(self) -> None:
-        """The group is there no more: a reload took it out of the policy, or made it anew."""
+        """The group is there no more: a reload took it out of the policy, or made it anew.
+
+        Who asks it for an endpoint all the same gets none.
+        """
         self._calendar.cancel(self)
-        self._filling = None
         self._replace(())
+        self._look(0.0)
+        self._fill(at_once=True)
+        self._has_names = False
         self.load.retire()
 
     def _settle(self, resolved: Resolved, now: float) -> None:
@@ -228,6 +237,9 @@ class Group:
                 return  # another worker was first
             place.row.store(marks)
             self._slot.changed()
+        self._tell_back(place)
+
+    def _tell_back(self, place: Place) -> None:
         log.info(event("endpoint back", backend=self.backend.name, endpoint=place.text))
 
     def failed(self, place: Place, failure: Failure, why: str, now: float) -> None:
@@ -238,6 +250,7 @@ class Group:
         rules, row = self.backend.ejection, place.row
         with self._slot.locked():
             marks = row.marks()
+            came_back = marks.come_back(rules, now)  # and nobody had looked since
             marks.failed(failure)
             eject = (
                 marks.ejected_until <= now
@@ -247,8 +260,10 @@ class Group:
             )
             seconds = marks.eject(rules, now) if eject else 0.0
             row.store(marks)
-            if eject:
+            if eject or came_back:
                 self._slot.changed()
+        if came_back:
+            self._tell_back(place)
         if eject:
             log.warning(
                 event(
@@ -317,7 +332,8 @@ class Group:
 
     def why_nobody(self) -> Reason:
         """Why there is no endpoint to dial."""
-        return Reason.NO_ENDPOINT if self.places else Reason.UNRESOLVED
+        is_unresolved = self._has_names and not self.places
+        return Reason.UNRESOLVED if is_unresolved else Reason.NO_ENDPOINT
 
     # ---- how much
 
