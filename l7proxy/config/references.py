@@ -6,6 +6,9 @@ error in other words.
 
 from __future__ import annotations
 
+import heapq
+from collections.abc import Sequence
+
 from l7proxy.config import rules
 from l7proxy.config.language import BackendDraft, Draft, ListenerDraft, RefDraft, RouteDraft
 from l7proxy.config.problems import quoted
@@ -17,13 +20,16 @@ def check(walker: Walker, draft: Draft) -> None:
     """Reports what does not fit together."""
     rules.listeners.check(walker, draft.listeners or [])
     _route_names(walker, draft.routes or [])
-    listeners = {one.name.value: one for one in draft.listeners or []}
-    backends = {one.name.value: one for one in draft.backends or []}
+    listeners = _Names("listener", draft.listeners or [])
+    backends = _Names("backend", draft.backends or [])
     for route in draft.routes or []:
         if draft.listeners is not None:
-            _listeners_of(walker, route, listeners)
+            for listener in route.listeners or []:
+                listeners.find(walker, listener)
         if draft.backends is not None:
-            _backends_of(walker, route, backends)
+            for ref in route.backend_refs or []:
+                if not ref.value.optional:
+                    backends.find(walker, ref.value.name)
         _weights(walker, route)
     rules.routes.check(walker, draft)
     rules.backends.check(walker, draft)
@@ -44,30 +50,28 @@ def _route_names(walker: Walker, routes: list[RouteDraft]) -> None:
             )
 
 
-def _listeners_of(walker: Walker, route: RouteDraft, known: dict[str, ListenerDraft]) -> None:
-    for ref in route.listeners or []:
-        if ref.value not in known:
-            _unknown(walker, ref, "listener", {key: one.name for key, one in known.items()})
+class _Names:
+    """The names that a section gives."""
 
+    def __init__(self, kind: str, things: Sequence[ListenerDraft | BackendDraft]) -> None:
+        self._kind = kind
+        self._known = {one.name.value: one.name for one in things}
+        self._first = heapq.nsmallest(5, self._known)
 
-def _backends_of(walker: Walker, route: RouteDraft, known: dict[str, BackendDraft]) -> None:
-    for ref in route.backend_refs or []:
-        if ref.value.name.value not in known and not ref.value.optional:
-            names = {key: one.name for key, one in known.items()}
-            _unknown(walker, ref.value.name, "backend", names)
-
-
-def _unknown(walker: Walker, ref: At[str], kind: str, known: dict[str, At[str]]) -> None:
-    meant = walker.guess(ref.value, known)
-    message = f"no {kind} has the name {quoted(ref.value)}"
-    if meant is not None:
-        note = walker.note(f"{kind} {quoted(meant)}", known[meant].node)
-        walker.error(ref.node, message, did_you_mean(meant), notes=(note,))
-        return
-    names = sorted(known)
-    more = f" and {len(names) - 5:,} more" if len(names) > 5 else ""
-    have = f"has {', '.join(map(quoted, names[:5]))}{more}" if names else "is empty"
-    walker.error(ref.node, message, f"`{kind}s` {have}")
+    def find(self, walker: Walker, ref: At[str]) -> None:
+        """Reports a name that is not given."""
+        if ref.value in self._known:
+            return
+        meant = walker.guess(ref.value, self._known)
+        message = f"no {self._kind} has the name {quoted(ref.value)}"
+        if meant is not None:
+            note = walker.note(f"{self._kind} {quoted(meant)}", self._known[meant].node)
+            walker.error(ref.node, message, did_you_mean(meant), notes=(note,))
+            return
+        left = len(self._known) - len(self._first)
+        more = f" and {left:,} more" if left else ""
+        have = f"has {', '.join(map(quoted, self._first))}{more}" if self._first else "is empty"
+        walker.error(ref.node, message, f"`{self._kind}s` {have}")
 
 
 def _weights(walker: Walker, route: RouteDraft) -> None:

@@ -198,7 +198,7 @@ class Table:
                 if result is not None:
                     values[text] = At(result, value)
             elif text in self.later:
-                walker.error(key, f"`{text}` in {self.noun} is not supported yet", self.later[text])
+                walker.error(key, f"`{text}` in {self.noun} is not built yet", self.later[text])
                 excused.update(self.keys)  # it may well stand there instead
             else:
                 meant = None if text in self.foreign else walker.guess(text, self.keys)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
+from dataclasses import dataclass
 from ipaddress import ip_address
 
 from l7proxy.config.language import ListenerDraft
@@ -86,9 +88,17 @@ def _trust(walker: Walker, listener: ListenerDraft) -> None:
         )
 
 
+@dataclass(slots=True)
+class _Port:
+    """Who listens first on a port of one family: on every address, and on a single one."""
+
+    every: ListenerDraft | None = None
+    single: ListenerDraft | None = None
+
+
 def _addresses(walker: Walker, listeners: list[ListenerDraft]) -> None:
     first: dict[SocketAddress, ListenerDraft] = {}
-    ports: dict[int, list[tuple[ListenerDraft, At[SocketAddress]]]] = {}
+    ports: defaultdict[tuple[int, bool], _Port] = defaultdict(_Port)
     for listener in listeners:
         at = listener.address
         if at is None or (isinstance(at.value, Address) and at.value.port == 0):
@@ -98,17 +108,40 @@ def _addresses(walker: Walker, listeners: list[ListenerDraft]) -> None:
             message = f"listener {quoted(listener.name.value)} has the address of another one"
             _taken(walker, at, other, message)
         elif isinstance(at.value, Address):
-            same_port = ports.setdefault(at.value.port, [])
-            for rival, its in same_port:
-                if isinstance(its.value, Address) and _overlap(at.value, its.value):
-                    part = "it is part of" if _is_any(its.value) else "is part of it"
-                    message = (
-                        f"listener {quoted(listener.name.value)} cannot bind"
-                        f" {quoted(str(at.value))} beside {quoted(str(its.value))}, which {part}"
-                    )
-                    _taken(walker, at, rival, message)
-                    break
-            same_port.append((listener, at))
+            _overlaps(walker, listener, at, at.value, ports)
+
+
+def _overlaps(
+    walker: Walker,
+    listener: ListenerDraft,
+    at: At[SocketAddress],
+    address: Address,
+    ports: defaultdict[tuple[int, bool], _Port],
+) -> None:
+    """Reports what the kernel would refuse: an address beside every address, on the same port.
+
+    A listener on `*` takes both families; one on `[::]` takes IPv6 only.
+    """
+    both, every = address.host == "*", _is_any(address)
+    taken = [ports[address.port, ipv6] for ipv6 in ((False, True) if both else (address.is_ipv6,))]
+    rival = next(
+        (found for port in taken if (found := port.every or (port.single if every else None))), None
+    )
+    if rival is not None and rival.address is not None:
+        its = rival.address.value
+        larger = isinstance(its, Address) and _is_any(its) and not both
+        _taken(
+            walker,
+            at,
+            rival,
+            f"listener {quoted(listener.name.value)} cannot bind {quoted(str(address))} beside"
+            f" {quoted(str(its))}, which {'it is part of' if larger else 'is part of it'}",
+        )
+    for port in taken:
+        if every:
+            port.every = port.every or listener
+        else:
+            port.single = port.single or listener
 
 
 def _taken(walker: Walker, at: At[SocketAddress], other: ListenerDraft, message: str) -> None:
@@ -119,15 +152,3 @@ def _taken(walker: Walker, at: At[SocketAddress], other: ListenerDraft, message:
 
 def _is_any(address: Address) -> bool:
     return address.host == "*" or ip_address(address.host).is_unspecified
-
-
-def _overlap(one: Address, two: Address) -> bool:
-    """Whether the kernel refuses to listen on both; their ports are known to be equal.
-
-    A listener on `*` takes both families; one on `[::]` takes IPv6 only.
-    """
-    if "*" in (one.host, two.host):
-        return True
-    if one.is_ipv6 != two.is_ipv6:
-        return False
-    return one.host == two.host or _is_any(one) or _is_any(two)
