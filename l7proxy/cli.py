@@ -8,10 +8,10 @@ import sys
 from collections.abc import Callable, Sequence
 
 from l7proxy import __version__
-from l7proxy.commands import check, doctor, reload, run, schema
+from l7proxy.commands import check, diff, doctor, explain, reload, run, schema
 from l7proxy.errors import L7ProxyError
 
-_VERBS = (run, reload, check, schema, doctor)
+_VERBS = (run, reload, check, explain, diff, schema, doctor)
 
 _ABOUT = """\
 l7proxy is a layer-7 TCP proxy. It reads the first request of a connection, decides from a policy
@@ -21,6 +21,8 @@ which backend it goes to, and then lets the kernel move the bytes (eBPF SOCKMAP)
 _EXAMPLES = """\
 examples:
   l7proxy check policy.yaml                  is this policy right?
+  l7proxy explain policy.yaml GET http://h/x where does this request go, and why?
+  l7proxy diff policy.yaml new.yaml          what would the new one change?
   sudo l7proxy run policy.yaml               run it (root loads the BPF program; workers are nobody)
   l7proxy run policy.yaml --datapath splice2 run it without BPF, as any user
   l7proxy doctor                             can the kernel splice here, and if not, why?

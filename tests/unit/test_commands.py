@@ -2,13 +2,8 @@
 
 from __future__ import annotations
 
-import json
-from pathlib import Path
-from typing import Any
-
 import pytest
-
-from l7proxy import cli
+from verbs import Verbs
 
 GOOD = """\
 listeners: {web: {address: 127.0.0.1:8080}}
@@ -16,37 +11,6 @@ routes: [{name: all, backendRefs: [{name: app}]}]
 backends: {app: {endpoints: [127.0.0.1:9000]}}
 """
 UNUSED = GOOD.replace("backends: {", "backends: {old: {endpoints: [127.0.0.1:1]}, ")
-
-
-class Verbs:
-    """Runs `l7proxy` in a folder of its own."""
-
-    def __init__(self, folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
-        self.folder = folder
-        self._capsys = capsys
-
-    def write(self, text: str, name: str = "p.yaml") -> str:
-        (self.folder / name).write_text(text)
-        return name
-
-    def __call__(self, *arguments: str) -> tuple[int, str, str]:
-        """Exit code, stdout, stderr."""
-        code = cli.main(arguments)
-        out, err = self._capsys.readouterr()
-        return code, out, err
-
-    def json(self, *arguments: str) -> tuple[int, Any]:
-        code, out, err = self(*arguments)
-        assert err == ""
-        return code, json.loads(out)
-
-
-@pytest.fixture
-def l7proxy(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> Verbs:
-    monkeypatch.chdir(tmp_path)
-    return Verbs(tmp_path, capsys)
 
 
 def test_check_of_a_good_policy(l7proxy: Verbs) -> None:

@@ -1,0 +1,158 @@
+"""`l7proxy diff`: what another policy would change."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from dataclasses import is_dataclass
+from enum import Enum
+from typing import TYPE_CHECKING, Any
+
+from l7proxy.commands.common import PATH_HELP, Subparsers, print_json, told_if_unusable
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from l7proxy.routing.difference import Change, Difference
+
+_EXIT_CODES = """\
+exit codes:
+  0  the two mean the same
+  1  they differ
+  2  wrong usage, or one of them has errors
+"""
+_SHOWN = 60  # characters of a value
+
+
+def add(commands: Subparsers) -> None:
+    """Tell argparse about it."""
+    diff = commands.add_parser(
+        "diff",
+        help="tell what another policy would change",
+        description="Tell what would change in routing terms: what was added, removed, moved or"
+        " given another value, and which requests would get another answer. Places in the files,"
+        " comments and spelling do not count.",
+        epilog=_EXIT_CODES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    diff.add_argument("old", metavar="OLD", help=PATH_HELP)
+    diff.add_argument("new", metavar="NEW", help="the other one")
+    diff.add_argument("--json", action="store_true", help="as JSON")
+    diff.set_defaults(command=_diff)
+
+
+def _diff(options: argparse.Namespace) -> int:
+    from l7proxy import config
+    from l7proxy.routing.difference import difference
+
+    old, new = config.check(options.old), config.check(options.new)
+    unusable = [told_if_unusable(report) for report in (old, new)]
+    if any(unusable):
+        return 2
+    assert old.policy is not None
+    assert new.policy is not None
+    found = difference(old.policy, new.policy)
+    if options.json:
+        print_json(_as_dict(found))
+    else:
+        print("\n".join(_lines(found)))
+        if not found.complete:
+            print(
+                f"l7proxy: only {found.probes:,} made-up requests were tried; more may differ",
+                file=sys.stderr,
+            )
+    return 1 if found else 0
+
+
+def _as_dict(found: Difference) -> dict[str, Any]:
+    from l7proxy.routing.probes import shown
+
+    return {
+        "same": not found,
+        "changes": [
+            {
+                "noun": one.noun,
+                "name": one.name,
+                "what": one.what,
+                "fields": [
+                    {"name": field.name, "old": plain(field.old), "new": plain(field.new)}
+                    for field in one.fields
+                ],
+            }
+            for one in found.changes
+        ],
+        "effects": [
+            {
+                "listener": one.listener,
+                "old": one.old,
+                "new": one.new,
+                "examples": [shown(asked) for asked in one.asked],
+                "count": one.count,
+            }
+            for one in found.effects
+        ],
+        "probes": found.probes,
+        "complete": found.complete,
+    }
+
+
+def plain(value: object) -> Any:
+    """A value of the model as JSON has it: addresses as text, objects without their places."""
+    if isinstance(value, Enum):
+        return value.value
+    if isinstance(value, tuple | list):
+        return [plain(one) for one in value]
+    if is_dataclass(value) and not isinstance(value, type):
+        if type(value).__str__ is not object.__str__:
+            return str(value)
+        return {
+            name: plain(getattr(value, name))
+            for name in value.__dataclass_fields__
+            if name != "location"
+        }
+    return value
+
+
+_MARKS = {"added": "+", "removed": "-", "moved": "~", "changed": "~"}
+
+
+def _lines(found: Difference) -> Iterator[str]:
+    from l7proxy.config.problems import printable
+    from l7proxy.routing.probes import shown
+
+    if not found:
+        yield "no difference"
+        return
+    for one in found.changes:
+        yield from map(printable, _change(one))
+    if found.changes and found.effects:
+        yield ""
+    for effect in found.effects:
+        yield printable(f"listener {effect.listener}: {effect.old} -> {effect.new}")
+        for asked in effect.asked:
+            yield printable(f"    {shown(asked)}")
+        if effect.count > len(effect.asked):
+            yield f"    and {effect.count - len(effect.asked):,} more like these"
+
+
+def _change(one: Change) -> Iterator[str]:
+    what = " (moved)" if one.what == "moved" else ""
+    yield f"{_MARKS[one.what]} {one.noun} {one.name}{what}"
+    for field in one.fields:
+        yield f"    {field.name}: {_short(field.old)} -> {_short(field.new)}"
+
+
+def _short(value: object) -> str:
+    text = "(nothing)" if value is None else _written(plain(value))
+    return text if len(text) <= _SHOWN else f"{text[: _SHOWN - 3]}..."
+
+
+def _written(value: Any) -> str:
+    if isinstance(value, list):
+        return f"[{', '.join(map(_written, value))}]"
+    if isinstance(value, dict):
+        said = (f"{name}: {_written(one)}" for name, one in value.items() if one not in (None, []))
+        return f"{{{', '.join(said)}}}"
+    if isinstance(value, bool):
+        return str(value).lower()
+    return "(nothing)" if value is None else str(value)
