@@ -67,7 +67,8 @@ class Peer:
         self.sock = sock
         self._kept = b""  # received, and not yet asked for
         sock.settimeout(PATIENCE)
-        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        if sock.family != socket.AF_UNIX:
+            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
 
     def __enter__(self) -> Peer:
         return self
@@ -228,17 +229,35 @@ def connect(address: tuple[str, int], *, receive_buffer: int = 0) -> Peer:
     return Peer(sock)
 
 
+def connect_unix(path: str) -> Peer:
+    """A client of a unix socket; an abstract name begins with `@`."""
+    sock = socket.socket(socket.AF_UNIX)
+    try:
+        sock.connect("\0" + path[1:] if path.startswith("@") else path)
+    except BaseException:
+        sock.close()
+        raise
+    return Peer(sock)
+
+
 Script = Callable[[Peer], None]
 
 
 class Backend:
-    """Listens on a port of its own and plays the current script for each connection."""
+    """Listens on a port of its own, or on a unix socket, and plays the current script for each
+    connection."""
 
-    def __init__(self, *, send_buffer: int = 0) -> None:
-        self._listener = socket.create_server(("127.0.0.1", 0), backlog=256)
+    def __init__(self, *, send_buffer: int = 0, path: str = "") -> None:
+        self.port = 0
+        if path:
+            self._listener = socket.socket(socket.AF_UNIX)
+            self._listener.bind(path)
+            self._listener.listen(256)
+        else:
+            self._listener = socket.create_server(("127.0.0.1", 0), backlog=256)
+            self.port = self._listener.getsockname()[1]
         if send_buffer:
             self._listener.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, send_buffer)
-        self.port: int = self._listener.getsockname()[1]
         self._script: Script | None = None
         self._heard: queue.Queue[Any] = queue.Queue()
         self._threads: list[threading.Thread] = []
