@@ -64,11 +64,11 @@ class OpenListener:
 
     def ready(self, _fd: int, _mask: int) -> None:
         """Connections wait to be accepted."""
-        self.worker.accept(self)
+        self.worker.accepting.accept(self)
 
     def on_deadline(self) -> None:
         """A pause is over."""
-        self.worker.listen(self)
+        self.worker.accepting.listen(self)
 
 
 @dataclass(slots=True)
@@ -96,7 +96,7 @@ def building(
 
     `sockets` are those of `prepare` by number, others may be among them.
     """
-    before = worker.generation.groups
+    before = worker.accepting.generation.groups
     groups: dict[str, Group] = {}
     fresh: list[Group] = []
     try:

@@ -5,24 +5,19 @@ Facts that shape it:
 - A descriptor number is used again as soon as it is closed. Events of the same batch may still name
   the old one, so sockets are only closed when the batch is over (`bury`), and an event for a number
   that nobody has registered is dropped.
-- All workers share the listening sockets; EPOLLEXCLUSIVE wakes one of them. A worker accepts a
-  few at a time and leaves the rest to whoever is idle.
-- With no descriptor left accept(2) fails and the connection stays in the queue, so epoll would
-  report it for ever. One descriptor is kept in reserve to take such connections and reset them.
+- What a policy needs in order to be replaced is done in slices between two rounds (`reloading`).
 """
 
 from __future__ import annotations
 
-import errno
 import gc
 import logging
-import os
 import random
 import select
 import signal
 import socket
 import time
-from collections.abc import Callable, Generator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Protocol
 
@@ -34,21 +29,18 @@ from l7proxy.net.process import STOP
 from l7proxy.session import State
 from l7proxy.telemetry.counters import Counter
 from l7proxy.telemetry.log import event
+from l7proxy.worker.accepting import Accepting
 from l7proxy.worker.connection import Connection
-from l7proxy.worker.generation import Current, Generation, OpenListener, building
 from l7proxy.worker.groups import Group
 from l7proxy.worker.reloading import Reloading
 from l7proxy.worker.setup import WorkerSetup
 from l7proxy.worker.spliced import SplicedPair
 from l7proxy.worker.timers import Calendar
 
-ACCEPT_BATCH = 16
 EVENT_BATCH = 512
 SCRATCH = 8 * 1024 * 1024  # bytes; what a receive buffer holds at the most, usually
 FIRST_READ = 64 * 1024  # bytes of one read before the pair is open
-SHED_BATCH = 64  # connections reset at a time when descriptors run out
 GC_THRESHOLD = 50_000  # objects made and not freed, until cycles are looked for
-PAUSE = 0.1  # seconds without accepting when the system has no memory for a socket
 
 DRAINED = 0
 RESET = 3
@@ -83,7 +75,7 @@ class Worker:
         self.now = self.clock()
         self._chance = random.Random()
         self._health = setup.health
-        self._resolved = dict(setup.resolved)
+        self.resolved = dict(setup.resolved)
         self._counters = setup.counters
         self._log = setup.access_log
         self._epoll = select.epoll()
@@ -93,14 +85,11 @@ class Worker:
         self._graves: list[socket.socket] = []
         self._released: list[int] = []
         self._refusals: set[str] = set()
-        self._reserve = os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC)
         self._stops = 0
         self._dropped = 0
         self._exit: int | None = None
-        self._listeners: dict[int, OpenListener] = {}  # by the number of their sockets
-        self.generation = Generation(setup.prepare, (), [], {}, {}, {}, [])
-        sockets = dict(setup.sockets)
-        self.take_over(_built(building(self, setup.policy, setup.prepare, sockets)), sockets)
+        self.accepting = Accepting(self)
+        self.accepting.start(setup)
         self._reloading = Reloading(self, setup.control_fd)
         if self.splicer is not None:
             self.splicer.start()
@@ -205,80 +194,30 @@ class Worker:
         connection.retry_at = when
         self._soon.add(connection)
 
-    # ---- accepting
+    def began(self, connection: Connection, row: int) -> None:
+        """A connection was accepted."""
+        self._connections.add(connection)
+        self.view[Counter.ACCEPTED] += 1
+        self._counters.enter(row)
+        self._guard_call(connection, connection.begin)
 
-    def listen(self, listener: OpenListener) -> None:
-        """Begin, or go on, to accept."""
-        if not self._stops:
-            self.register(listener.sock.fileno(), select.EPOLLIN | select.EPOLLEXCLUSIVE, listener)
+    def is_full(self, row: int, most: int) -> bool:
+        """Whether so many connections, or more, live on the listener with this row."""
+        return self._counters.present(row) >= most
 
-    def accept(self, listener: OpenListener) -> bool:
-        """Take a few connections off the listener's queue; False when it is empty."""
-        accept = listener.sock.accept
-        for _ in range(ACCEPT_BATCH):
-            try:
-                client, address = accept()
-            except BlockingIOError:
-                return False
-            except OSError as error:
-                return self._accept_failed(listener, error)
-            self.now = self.clock()
-            if self._counters.present(listener.row) >= listener.limits.connections:
-                self._refuse(client, Reason.CONNECTION_LIMIT)
-                continue
-            connection = Connection(self, listener, client, address)
-            self._connections.add(connection)
-            self.view[Counter.ACCEPTED] += 1
-            self._counters.enter(listener.row)
-            self._guard_call(connection, connection.begin)
-        return True
-
-    def _refuse(self, client: socket.socket, reason: Reason) -> None:
+    def refuse(self, client: socket.socket, reason: Reason) -> None:
+        """Reset a connection at once."""
         client.close()  # a reset: inherited from the listening socket
         self.view[Counter.REFUSED] += 1
         self._counters.fail(reason)
 
-    def _accept_failed(self, listener: OpenListener, error: OSError) -> bool:
-        if error.errno in (errno.EMFILE, errno.ENFILE):
-            self._shed(listener)
-            return False
-        if error.errno in (errno.ENOBUFS, errno.ENOMEM):
-            self._pause(listener)
-            return False
-        return True  # an error of that one connection (accept(2): ECONNABORTED, EPROTO, ...)
-
-    def _pause(self, listener: OpenListener) -> None:
-        if self._handlers.get(listener.sock.fileno()) is listener:
-            self.unregister(listener.sock.fileno())
-            self.calendar.set(listener, self.now + PAUSE)
-
-    def _shed(self, listener: OpenListener) -> None:
-        """Reset what waits, with the descriptor that is kept in reserve for this."""
-        if self._reserve >= 0:
-            os.close(self._reserve)
-        shed = 0
-        try:
-            while shed < SHED_BATCH:
-                client, _ = listener.sock.accept()
-                self._refuse(client, Reason.DESCRIPTORS)
-                shed += 1
-        except OSError:
-            pass
-        try:
-            self._reserve = os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC)
-        except OSError:  # ENFILE: another process was quicker
-            self._reserve = -1
-            self._pause(listener)
-        if shed:
-            log.warning(event("out of descriptors", listener=listener.name, reset=shed))
-
-    # ---- policies that come and go
+    # ---- what policies bring
 
     def make_group(self, backend: Backend) -> Group:
         """A backend group for this worker."""
         return Group(
             backend,
-            self._resolved,
+            self.resolved,
             self._health,
             self.calendar,
             self._chance,
@@ -286,66 +225,11 @@ class Worker:
             start=self.slot,
         )
 
-    def sockets(self) -> dict[int, socket.socket]:
-        """The listening sockets that are open, by number."""
-        return {number: one.sock for number, one in self._listeners.items()}
-
-    def take_over(self, new: Generation, sockets: dict[int, socket.socket]) -> Generation:
-        """Let `new` decide from now on, and take its sockets out of `sockets`; the old one.
-
-        A socket that was in use goes on, with what is in its queue. One that `new` has not goes on
-        as well, as it was: see `retire`.
-        """
-        old, self.generation = self.generation, new
-        prepare = new.prepare
-        for listener, number, row in zip(new.listeners, prepare.sockets, prepare.rows, strict=True):
-            before = self._listeners.get(number)
-            current = Current(new.routers[listener.name], new.groups)
-            if before is not None and before.protocol is listener.protocol:
-                before.current.router, before.current.groups = current.router, current.groups
-                current = before.current
-            opened = self._listeners[number] = OpenListener(
-                worker=self,
-                row=row,
-                name=listener.name,
-                protocol=listener.protocol,
-                limits=listener.limits,
-                timeouts=listener.timeouts,
-                current=current,
-                front=new.fronts[listener.name],
-                sock=before.sock if before is not None else sockets.pop(number),
-            )
-            if before is None:
-                self.listen(opened)
-            elif before.tick >= 0:  # it pauses
-                self.calendar.cancel(before)
-                self.calendar.set(opened, self.now + PAUSE)
-            elif not self._stops:
-                self._handlers[opened.sock.fileno()] = opened
-        for group in new.fresh:  # names may have got other addresses since it was built
-            group.update(self._resolved, self.now)
-        return old
-
     def resolve(self, names: Mapping[str, Sequence[str]]) -> None:
         """DNS names have these addresses now."""
-        self._resolved.update(names)
-        for group in self.generation.groups.values():
-            group.update(self._resolved, self.now)
-
-    def retire(self, numbers: Sequence[int]) -> None:
-        """Nobody new comes to these sockets: take who waits there, and close them."""
-        for number in numbers:
-            if number not in self._listeners:
-                continue
-            listener = self._listeners.pop(number)
-            while not self._stops and self.accept(listener):
-                pass
-            self.calendar.cancel(listener)
-            if self._handlers.get(listener.sock.fileno()) is listener:
-                self.unregister(listener.sock.fileno())
-            self.bury(listener.sock)
-            # whose head comes only now is still served by what these groups have become
-            listener.current.groups = dict(listener.current.groups)
+        self.resolved.update(names)
+        for group in self.accepting.generation.groups.values():
+            group.update(self.resolved, self.now)
 
     # ---- what connections ask of their worker
 
@@ -353,6 +237,15 @@ class Worker:
         """Watch a descriptor."""
         self._epoll.register(fd, mask)
         self._handlers[fd] = handler
+
+    def hand_over(self, fd: int, old: Handler, new: Handler) -> None:
+        """Have events of `fd` go to `new`, if they go to `old` now."""
+        if self._handlers.get(fd) is old:
+            self._handlers[fd] = new
+
+    def watches(self, fd: int, handler: Handler) -> bool:
+        """Whether events of `fd` go to `handler`."""
+        return self._handlers.get(fd) is handler
 
     def modify(self, fd: int, mask: int) -> None:
         """Watch it for something else."""
@@ -403,10 +296,7 @@ class Worker:
     # ---- ending
 
     def _stop(self, *, first: bool) -> None:
-        for listener in self._listeners.values():
-            if self._handlers.get(listener.sock.fileno()) is listener:
-                self.unregister(listener.sock.fileno())
-            listener.sock.close()
+        self.accepting.stop()
         for connection in list(self._connections):
             if not first:
                 self._guard_call(connection, partial(connection.abort, Reason.DRAIN_DEADLINE))
@@ -449,15 +339,6 @@ class _Wake:
             self._sock.recv(64)
         except BlockingIOError:
             pass
-
-
-def _built(steps: Generator[None, None, Generation]) -> Generation:
-    while True:
-        try:
-            next(steps)
-        except StopIteration as done:
-            generation: Generation = done.value
-            return generation
 
 
 def run(setup: WorkerSetup) -> int:

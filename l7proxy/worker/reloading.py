@@ -140,7 +140,7 @@ class Reloading:
             case Resolved():
                 self._worker.resolve(message.names)
             case Retire():
-                self._worker.retire(message.sockets)
+                self._worker.accepting.retire(message.sockets)
                 self._freeing.extend(self._old)
                 self._old.clear()
 
@@ -157,7 +157,7 @@ class Reloading:
         finally:
             os.close(policy)
         yield
-        sockets = worker.sockets() | self._sockets
+        sockets = worker.accepting.sockets() | self._sockets
         self._built = yield from building(worker, found, message, sockets)
         self._building = None
         self._note_longest()
@@ -179,7 +179,7 @@ class Reloading:
         built, self._built = self._built, None
         assert built is not None
         assert built.prepare.generation == number
-        old = self._worker.take_over(built, self._sockets)
+        old = self._worker.accepting.take_over(built, self._sockets)
         self._old.append(freeing(old, built.groups))
         self._channel.send(Committed(number))
         log.debug(event("policy swapped", slot=self._worker.slot, generation=number))
