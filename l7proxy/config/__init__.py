@@ -5,9 +5,9 @@
     environment  `${NAME}` in values
     merging      the trees of several files -> one
     walker       looks at nodes and collects problems (`scalars`: what YAML makes of a value)
-    schema       readers: nodes -> values (`values`, `addresses`: texts that mean something)
+    schema       `readers`: nodes -> values (`values`, `addresses`, `httpvalues`: texts)
     language     the keys of a policy -> a draft
-    references   a draft -> a policy: what only the whole shows
+    references   a draft -> a policy: what only the whole shows (`rules`: what cannot go together)
     lint         warnings and notes
     problems     how all of it is told
 

@@ -1,8 +1,9 @@
 """The policy language: its keys, what each may hold, and what is made of them.
 
 Everything the language knows stands in tables, one key a line: those of a policy here, the others
-in `listeners`, `routes` (`matches`, `actions`) and `backends`. What the tables read becomes a
-draft; `references` then checks what only the whole shows, and makes the policy.
+in `listeners`, `routes` (`matches`, `actions`, `filters`) and `backends` (`balance`, `health`).
+What the tables read becomes a draft; `references` and `rules` then check what only the whole shows,
+and the policy is made.
 """
 
 from __future__ import annotations

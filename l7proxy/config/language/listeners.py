@@ -47,8 +47,9 @@ LIMITS = Record(
         {
             "headBytes": Key(
                 Whole(256, 1024 * 1024, "bytes"),
-                "Bytes of a request line and its headers together. A request with more is answered"
-                " with 431.",
+                "Bytes of a request line and its headers together; on a TLS listener, of the"
+                " ClientHello. A request with more is answered with 431, a ClientHello with an"
+                " alert.",
                 default="32768",
             ),
             "headers": Key(
@@ -78,8 +79,8 @@ TIMEOUTS = Record(
             "head": Key(
                 POSITIVE_DURATION,
                 "From the connection to its first complete head (request line and headers, or"
-                " ClientHello). Beyond it the request is answered with 408 and the connection"
-                " closed: the guard against clients that send slowly on purpose.",
+                " ClientHello). Beyond it a request is answered with 408, anything else is reset:"
+                " the guard against clients that send slowly on purpose.",
                 default="10s",
             ),
             "dial": Key(
@@ -189,8 +190,8 @@ LISTENER = Table(
             Choice(
                 ProxyHeader,
                 docs={
-                    "accept": "a connection may begin with one",
-                    "require": "a connection without one is reset",
+                    "accept": "a connection of a trusted proxy may begin with one",
+                    "require": "a connection without one, or of anybody else, is reset",
                 },
             ),
             "Whether connections begin with a header of the PROXY protocol (v1 or v2), which tells"

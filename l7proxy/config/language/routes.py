@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from l7proxy.config.language.actions import FILTERS, REDIRECT, RESPOND
+from l7proxy.config.language.actions import REDIRECT, RESPOND
 from l7proxy.config.language.common import (
     BLOCKS,
     DURATION,
@@ -15,6 +15,7 @@ from l7proxy.config.language.common import (
     SNI,
 )
 from l7proxy.config.language.drafts import RefDraft, RouteDraft
+from l7proxy.config.language.filters import FILTERS
 from l7proxy.config.language.matches import MATCH
 from l7proxy.config.nodes import Node
 from l7proxy.config.readers import Choice, Flag, Whole
