@@ -78,7 +78,10 @@ def _stream(policy: Policy, options: argparse.Namespace) -> Asked:
 def _request(policy: Policy, options: argparse.Namespace) -> Asked:
     from l7proxy.model import Hello, Protocol
 
-    url = urlsplit(options.target)
+    try:
+        url = urlsplit(options.target)
+    except ValueError as error:
+        raise Unclear(f"{options.target!r} is no URL: {error}") from None
     if not options.target.startswith("/") and (url.scheme not in _PORTS or not url.netloc):
         raise Unclear(
             f"{options.target!r} is no URL: write http://HOST/PATH, or tcp or tls and a listener"

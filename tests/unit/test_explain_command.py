@@ -239,6 +239,7 @@ def test_tls(l7proxy: Verbs) -> None:
         (["GET", "/", "--listener", "wbe"], "no listener has the name 'wbe': there are web,"),
         (["GET", "shop.test/"], "'shop.test/' is no URL: write http://HOST/PATH, or tcp or tls"),
         (["GET", "ftp://shop.test/"], "'ftp://shop.test/' is no URL"),
+        (["GET", "http://[::1/"], "'http://[::1/' is no URL: Invalid IPv6 URL"),
         (["GET", "http://shop.test:x/"], "the port of 'http://shop.test:x/' is no number"),
         (["GET", "http://shop.test:8080/", "--sni", "x"], "an HTTP request has no ClientHello"),
         (["tcp", "web"], "listener web speaks HTTP, not TCP"),

@@ -9,6 +9,7 @@ from l7proxy.config.problems import Severity, quoted
 from l7proxy.config.schema import Fields
 from l7proxy.config.walker import At, Walker
 from l7proxy.model import Policy, ValueMatch
+from l7proxy.routing.hosts import intersect
 
 
 def check(walker: Walker, draft: Draft, policy: Policy) -> None:
@@ -20,6 +21,7 @@ def check(walker: Walker, draft: Draft, policy: Policy) -> None:
             _first_counts(walker, "header", match.value.headers)
             _first_counts(walker, "query parameter", match.value.query)
         _access(walker, route)
+        _names(walker, route)
         _missing(walker, route, policy)
 
 
@@ -42,6 +44,22 @@ def _access(walker: Walker, route: RouteDraft) -> None:
     allow, deny = route.fields.get("allow"), route.fields.get("deny")
     if isinstance(allow, Fields) and isinstance(deny, Fields):
         unreachable(walker, allow.get("clients", []), deny.get("clients", []))
+
+
+def _names(walker: Walker, route: RouteDraft) -> None:
+    """Names in SNI that are let in, on a route for other names."""
+    allow = route.fields.get("allow")
+    hostnames = [at.value for at in route.hostnames or []]
+    if not isinstance(allow, Fields) or not hostnames:
+        return
+    for at in allow.get("sni", []):
+        if not any(intersect(at.value, host) for host in hostnames):
+            walker.warn(
+                at.node,
+                f"{quoted(at.value)} in `allow` lets nobody in: the route is for other names",
+                "remove it, or add it to `hostnames`",
+                notes=(walker.note("its hostnames", route.fields.keys["hostnames"]),),
+            )
 
 
 def _missing(walker: Walker, route: RouteDraft, policy: Policy) -> None:
