@@ -167,7 +167,11 @@ backends:
         "Backends stand in a map, each under its name.",
         """\
 backends:
-  app: {endpoints: [127.0.0.1:9000, "[::1]:9000"]}
+  app:
+    endpoints: [127.0.0.1:9000, {address: app.internal:9000, weight: 2}]
+    balance: least_connections
+    healthCheck: {type: HTTP, path: /healthz, interval: 5s}
+    circuit: {connections: 2000}
 """,
     ),
 }
@@ -216,6 +220,8 @@ def _rows(table: Table) -> Iterator[str]:
     yield "|---|---|---|---|"
     for name, key in table.keys.items():
         left_out = "**required**" if key.required else _default(key.default)
+        if not left_out and _tables(key.reader):
+            left_out = "see below"
         yield f"| `{name}` | {_cell(_holds(key.reader, name))} | {left_out} | {_cell(key.doc)} |"
 
 
@@ -232,6 +238,8 @@ def _words(table: Table) -> Iterator[str]:
     keys: dict[tuple[tuple[str, str], ...], list[str]] = {}
     for name, key in table.keys.items():
         choice = _below(key.reader)
+        if isinstance(choice, Kinds):
+            choice = _below(choice.scalar)
         if isinstance(choice, Choice) and choice.docs:
             words = tuple((word, choice.docs[word]) for word in choice.known)
             keys.setdefault(words, []).append(f"`{name}`")

@@ -156,7 +156,7 @@ def test_help_needs_neither_network_nor_yaml_nor_libbpf() -> None:
         [sys.executable, "-c", script], capture_output=True, text=True, timeout=20
     )
     assert done.returncode == 0, done.stderr
-    for command in ("run", "check", "doctor"):
+    for command in ("run", "reload", "check", "explain", "diff", "schema", "doctor"):
         assert command in done.stdout
 
 
@@ -201,6 +201,50 @@ def test_check(tmp_path: Path, policy: str) -> None:
     assert told["ok"] is False
     assert told["problems"][0]["line"] == 6
     assert json.loads(run("check", "--json", policy).stdout)["ok"] is True
+
+
+def test_verbs_that_look_at_policies_load_no_driver(policy: str) -> None:
+    """They start fast, and run where there is neither libbpf nor asyncio to spare."""
+    script = (
+        "import sys\nfrom l7proxy.cli import main\n"
+        "codes = [main(['check', sys.argv[1]]),\n"
+        "    main(['explain', sys.argv[1], 'GET', 'http://a/']),\n"
+        "    main(['diff', sys.argv[1], sys.argv[1]]), main(['schema'])]\n"
+        "assert codes == [0, 0, 0, 0], codes\n"
+        "heavy = {'asyncio', 'ctypes', 'socket', 'logging', 're2'} & set(sys.modules)\n"
+        "assert not heavy, heavy\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script, policy], capture_output=True, text=True, timeout=30
+    )
+    assert done.returncode == 0, done.stderr
+
+
+def test_explain_and_diff_as_a_user_runs_them(tmp_path: Path, policy: str) -> None:
+    done = run("explain", policy, "GET", "http://any.test/x", "-H", "a: b")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "GET /x HTTP/1.1" in done.stdout
+    other = tmp_path / "other.yaml"
+    other.write_text(Path(policy).read_text().replace("name: all", "name: every"))
+    assert [run("diff", policy, new).returncode for new in (policy, str(other), "none")] == [
+        0,
+        1,
+        2,
+    ]
+
+
+def test_output_of_explain_into_a_closed_pipe(policy: str) -> None:
+    reader, writer = os.pipe()
+    os.close(reader)
+    with os.fdopen(writer, "w") as closed:
+        done = subprocess.run(
+            [*L7PROXY, "explain", policy, "GET", "http://a/"],
+            stdout=closed,
+            stderr=subprocess.PIPE,
+            text=True,
+            timeout=30,
+        )
+    assert done.stderr == ""
 
 
 def test_check_of_a_file_that_is_not_there(tmp_path: Path) -> None:
@@ -317,6 +361,26 @@ def test_a_life(tmp_path: Path, policy: str, datapath: str) -> None:
         300_000,
     )
     assert not admin.exists()
+
+
+def test_a_folder_with_a_variable(tmp_path: Path, backend: int) -> None:
+    """Three files, as a ConfigMap is mounted; the port comes from the environment."""
+    folder = tmp_path / "policies"
+    version = folder / "..2026_01_31"
+    version.mkdir(parents=True)
+    for line in POLICY.replace("127.0.0.1:PORT", '"127.0.0.1:${L7_PORT}"').split("\nroutes:"):
+        name = "a.yaml" if line.startswith("listeners") else "b.yaml"
+        (version / name).write_text(line if name == "a.yaml" else f"routes:{line}")
+        (folder / name).symlink_to(f"..data/{name}")
+    (folder / "..data").symlink_to(version.name)
+    unset = run("check", str(folder))
+    assert unset.returncode == 1
+    assert f"{folder}/b.yaml:5:32: error: the variable `L7_PORT` is not set" in unset.stderr
+    environment = {**os.environ, "L7_PORT": str(backend)}
+    with Running(str(folder), "--datapath", "copy", env=environment) as proxy:
+        assert talk(proxy.address("raw"), b"hello") == b"hello"
+        proxy.process.send_signal(signal.SIGTERM)
+        assert proxy.ended()[0] == 0
 
 
 def settled(admin: Path) -> dict[str, Any]:
