@@ -32,7 +32,8 @@ from l7proxy.model import Hello
 LEAST_LIMIT = 16 * 1024  # bytes; hellos with post-quantum key shares take two to four KiB
 
 UNRECOGNIZED_NAME = 112  # RFC 6066 section 3
-ACCESS_DENIED = 49  # RFC 8446 section 6.2
+ACCESS_DENIED = 49  # RFC 8446 section 6.2, as the next
+INTERNAL_ERROR = 80
 
 
 class Rule(StrEnum):

@@ -193,6 +193,13 @@ class ForwardedWriter:
         for name, value in headers:
             if name in REWRITTEN and (hop.trusted or name == b"via") and value:
                 said[name] = said[name] + b", " + value if name in said else value
+        if self._plain and not said and hop.peer != UNIX_CLIENT and authority:
+            return [  # what is usual, and so has to be cheap
+                (b"X-Forwarded-For", hop.peer.encode("ascii")),
+                (b"X-Forwarded-Proto", hop.scheme.encode("ascii")),
+                (b"X-Forwarded-Host", authority.encode("ascii")),
+                (b"Via", b"1.1 l7proxy" if version == "1.1" else b"1.0 l7proxy"),
+            ]
         # A unix socket has no address: RFC 7239 section 6.2 has the word "unknown" for it.
         peer = "" if hop.peer == UNIX_CLIENT else hop.peer
         client = "" if hop.client == UNIX_CLIENT else hop.client

@@ -41,7 +41,6 @@ class Connection:
     __slots__ = (
         "_masks",
         "added",
-        "admitted",
         "backend",
         "began",
         "client",
@@ -99,7 +98,6 @@ class Connection:
         self.dialing: Dialing = Dialing(self)
         self.reply: Reply | None = None
         self._masks: list[int | None] = [None, None]  # what epoll watches, by side
-        self.admitted = False  # by the listener's rules on clients
         self.presence = NOWHERE  # where this client is counted
         self.client_host, client_name = peer_of(address)
         """The address of who is served, without port and zone; "unix:" where it has none."""
@@ -179,40 +177,7 @@ class Connection:
 
     def begin(self) -> None:
         """Start: read what routes, or dial at once where nothing is read."""
-        front = self.listener.front
-        if front.guarded and front.knows(self.client_host) and not self.admit():
-            return
-        if front.reads:
-            self.on(Event.ACCEPTED)
-        else:
-            self._opening.begin_unread()
-
-    def served(self, host: str, name: str) -> None:
-        """A trusted proxy said who is served: the address, and as the log shows it."""
-        if not self.record.proxy:
-            self.record.proxy = self.record.client
-        self.client_host = host
-        self.record.client = name
-
-    def admit(self) -> bool:
-        """Apply the listener's rules on clients to who is served; False when it was refused."""
-        self.admitted = True
-        front = self.listener.front
-        if not front.guarded:
-            return True
-        if not front.clients.admit(self.client_host):
-            self.record.rule = "client"
-            self.abort(Reason.DENIED)
-            return False
-        if front.client_limit is not None:
-            counted = self.worker.presence.enter(
-                self.listener.name, self.client_host, front.client_limit
-            )
-            if counted is None:
-                self.abort(Reason.CLIENT_LIMIT)
-                return False
-            self.presence = counted
-        return True
+        self._opening.begin()
 
     @property
     def _opening(self) -> Opening:

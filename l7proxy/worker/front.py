@@ -1,15 +1,25 @@
-"""A listener's rules, compiled: what its connections begin with, and who may make them."""
+"""A listener's rules, compiled: what its connections begin with, and who may make them.
+
+Who the client is, is known in up to three steps: the socket's address; a PROXY header, from trusted
+proxies; X-Forwarded-For or Forwarded, likewise. The rules on clients are applied once, as soon as
+nobody is left who is believed to know better. So a list of clients need not name the proxies that
+they come through.
+"""
 
 from __future__ import annotations
 
 import socket
 from dataclasses import dataclass, replace
 from functools import lru_cache
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from l7proxy.access import UNIX_CLIENT, Clients, Trust, plain_address
+from l7proxy.errors import Reason
 from l7proxy.forwarded import ForwardedWriter
 from l7proxy.model import Address, Listener, Protocol, ProxyHeader, RouteTimeouts, Timeouts
+
+if TYPE_CHECKING:
+    from l7proxy.worker.connection import Connection
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,6 +61,35 @@ def compile_front(listener: Listener, sock: socket.socket) -> Front:
         reads=listener.protocol is not Protocol.TCP or listener.proxy_protocol is not None,
         guarded=bool(clients) or limit is not None,
     )
+
+
+def served(connection: Connection, host: str, name: str) -> None:
+    """A trusted proxy said who is served: the address, and as the log shows it."""
+    record = connection.record
+    if not record.proxy:
+        record.proxy = record.client
+    connection.client_host = host
+    record.client = name
+
+
+def admit(connection: Connection) -> bool:
+    """Apply the listener's rules on clients to who is served; False when it was reset."""
+    front = connection.listener.front
+    if not front.guarded:
+        return True
+    if not front.clients.admit(connection.client_host):
+        connection.record.rule = "client"
+        connection.abort(Reason.DENIED)
+        return False
+    if front.client_limit is not None:
+        counted = connection.worker.presence.enter(
+            connection.listener.name, connection.client_host, front.client_limit
+        )
+        if counted is None:
+            connection.abort(Reason.CLIENT_LIMIT)
+            return False
+        connection.presence = counted
+    return True
 
 
 def peer_of(address: Any) -> tuple[str, str]:

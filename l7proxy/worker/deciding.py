@@ -1,0 +1,245 @@
+"""The decision about a request or a stream, and what follows from it.
+
+Forward: write what the backend gets first, and choose the endpoints. Else: answer. Where a route
+wins but its `allow` or `deny` refuses the client, there is no second choice: another route would
+be what its owner did not mean.
+"""
+
+from __future__ import annotations
+
+from http import HTTPStatus
+from typing import TYPE_CHECKING
+
+from l7proxy import access, clienthello, proxyproto
+from l7proxy.errors import Reason
+from l7proxy.filters import redirect_location, rewrite
+from l7proxy.forwarded import Hop, client_address
+from l7proxy.head import Head, serialise
+from l7proxy.model import (
+    Decision,
+    Deny,
+    Forward,
+    Hello,
+    Protocol,
+    Redirect,
+    Respond,
+    Route,
+    SocketAddress,
+    Splice,
+)
+from l7proxy.responses import local_response, redirect_response, static_response
+from l7proxy.session import Event, State
+from l7proxy.worker.front import admit, served, socket_address, timeouts_of
+from l7proxy.worker.sending import Sending
+
+if TYPE_CHECKING:
+    from l7proxy.worker.connection import Connection
+
+ONE_REQUEST = (Splice.REQUEST, Splice.UPGRADE)
+"""Ways to splice in which a connection serves one request, so that each one is routed."""
+
+_ALERTS = {
+    Reason.DENIED: clienthello.ACCESS_DENIED,
+    Reason.NO_ROUTE: clienthello.UNRECOGNIZED_NAME,
+    Reason.NO_ENDPOINT: clienthello.INTERNAL_ERROR,
+}
+
+
+class Deciding:
+    """What is known of a connection's beginning when it is decided about."""
+
+    __slots__ = ("_admitted", "_connection", "_full_read", "_header")
+
+    def __init__(
+        self,
+        connection: Connection,
+        header: proxyproto.Header | None,
+        *,
+        admitted: bool,
+        full_read: bool,
+    ) -> None:
+        """`header`: of the PROXY protocol. `admitted`: the rules on clients were applied.
+
+        `full_read`: the client may have sent more than was read.
+        """
+        self._connection = connection
+        self._header = header
+        self._admitted = admitted
+        self._full_read = full_read
+
+    def route(self, head: Head, surplus: bytes) -> None:
+        """Decide about a request."""
+        connection, record = self._connection, self._connection.record
+        front = connection.listener.front
+        record.head_ms = connection.elapsed()
+        record.method, record.host, record.path = head.method, head.host, head.path
+        peer = connection.client_host  # as a PROXY header said, if there was one
+        trusted = not front.knows(peer)
+        if trusted:
+            client = client_address(peer, head.headers, front.trust)
+            if client != peer:
+                served(connection, client, client)
+        if not self._admitted and not admit(connection):
+            return
+        decision = connection.listener.router.decide(head)
+        if not isinstance(decision, Forward):
+            self._answer(decision, head)
+            return
+        route = decision.route
+        if not access.admits(route.access, connection.client_host):
+            self._deny(route, "access", head)
+            return
+        hop = Hop(peer, connection.client_host, trusted, self._scheme, front.port)
+        fields = front.forwarded.fields(
+            hop, head.headers, authority=head.authority, version=head.version
+        )
+        one_request = decision.splice in ONE_REQUEST
+        outgoing = self._proxy_out(decision, head.host, "") + serialise(
+            head,
+            fields,
+            trusted=trusted,
+            one_request=one_request,
+            rewriting=rewrite(head, route, decision.match),
+        )
+        body_left = None
+        if one_request and not head.chunked and not head.upgrade:
+            # What follows a body of known length is another request, which is not for this route.
+            body_left = head.content_length or 0
+            surplus = surplus[:body_left]
+            body_left -= len(surplus)
+        connection.spliceable &= decision.splice is not Splice.NEVER
+        connection.dialing.choose(decision, head, connection.client_host, None)
+        upgrades = decision.splice is Splice.UPGRADE
+        self._go(route, outgoing + surplus, body_left=body_left, upgrades=upgrades)
+        connection.on(Event.ROUTED)
+
+    def route_stream(self, hello: Hello | None, outgoing: bytes) -> None:
+        """Decide about a stream; `outgoing` is what was read of it."""
+        connection, record = self._connection, self._connection.record
+        if hello is not None:
+            record.head_ms = connection.elapsed()
+            record.sni, record.alpn = hello.sni, hello.alpn
+        if not self._admitted and not admit(connection):
+            return
+        decision = connection.listener.router.decide_stream(hello)
+        if not isinstance(decision, Forward):
+            if isinstance(decision, Deny):
+                record.route, record.rule = decision.route.name, "deny"
+                self._refuse_stream(Reason.DENIED)
+            else:
+                missing = isinstance(decision, Respond) and decision.status >= 500
+                self._refuse_stream(Reason.NO_ENDPOINT if missing else Reason.NO_ROUTE)
+            return
+        route = decision.route
+        if not access.admits(route.access, connection.client_host, hello):
+            record.route, record.rule = route.name, "access"
+            self._refuse_stream(Reason.DENIED)
+            return
+        alpn = hello.alpn[0] if hello is not None and hello.alpn else ""
+        sni = "" if hello is None else hello.sni
+        outgoing = self._proxy_out(decision, sni, alpn) + outgoing
+        connection.spliceable &= decision.splice is not Splice.NEVER
+        connection.dialing.choose(decision, None, connection.client_host, hello)
+        self._go(route, outgoing)
+        unread = connection.session.state is State.NEW
+        connection.on(Event.ACCEPTED_UNREAD if unread else Event.ROUTED)
+
+    def _go(
+        self,
+        route: Route,
+        outgoing: bytes,
+        *,
+        body_left: int | None = None,
+        upgrades: bool = False,
+    ) -> None:
+        connection = self._connection
+        connection.timeouts = timeouts_of(connection.listener.timeouts, route.timeouts)
+        connection.sending = Sending(
+            connection,
+            outgoing,
+            full_read=self._full_read,
+            body_left=body_left,
+            upgrades=upgrades,
+        )
+        connection.opening = None
+
+    def _proxy_out(self, decision: Forward, authority: str, alpn: str) -> bytes:
+        """The PROXY header for the backend, if it wants one."""
+        version = decision.backend.proxy_protocol
+        if version is None:
+            return b""
+        client, header = self._connection.client, self._header
+        source: SocketAddress | None
+        destination: SocketAddress | None
+        if header is not None and header.source is not None:
+            source, destination = header.source, header.destination
+        else:
+            try:
+                source = socket_address(client.getpeername())
+            except OSError:  # the client is gone already, which is found out soon
+                source = None
+            destination = socket_address(client.getsockname())
+        return proxyproto.encode(version, source, destination, authority=authority, alpn=alpn)
+
+    # ---- answers of our own
+
+    def _answer(self, decision: Decision, head: Head) -> None:
+        """Answer a request instead of forwarding it."""
+        connection = self._connection
+        route = None if isinstance(decision, Forward) else decision.route
+        if route is not None and not access.admits(route.access, connection.client_host):
+            self._deny(route, "access", head)
+            return
+        if isinstance(decision, Deny):
+            self._deny(decision.route, "deny", head)
+            return
+        if route is not None:
+            connection.record.route = route.name
+        data: bytes
+        if isinstance(decision, Redirect):
+            status, data = self._redirect(decision, head)
+        else:
+            assert isinstance(decision, Respond)
+            status, respond = decision.status, None if route is None else route.respond
+            if respond is not None:
+                data = static_response(respond, method=head.method)
+            else:
+                data = local_response(status, decision.detail, method=head.method)
+        refused = status == HTTPStatus.BAD_REQUEST and route is None
+        connection.end_with(Reason.BAD_REQUEST if refused else Reason.LOCAL_REPLY)
+        if refused:
+            connection.record.rule = "ambiguous-path"
+        connection.answer_with(status, data)
+        connection.on(Event.ANSWERED)
+
+    def _redirect(self, decision: Redirect, head: Head) -> tuple[int, bytes]:
+        redirect = decision.route.redirect
+        assert redirect is not None
+        port = self._connection.listener.front.port
+        location = redirect_location(redirect, decision.match, head, self._scheme, port)
+        if location is None:
+            detail = "the request names no host that it could be redirected to"
+            return 400, local_response(400, detail, method=head.method)
+        return redirect.status, redirect_response(redirect.status, location, method=head.method)
+
+    @property
+    def _scheme(self) -> str:
+        """What the client speaks; a trusted proxy may say that it came to it over TLS."""
+        return "https" if self._header is not None and self._header.over_tls else "http"
+
+    def _deny(self, route: Route, rule: str, head: Head) -> None:
+        connection = self._connection
+        connection.record.route, connection.record.rule = route.name, rule
+        connection.end_with(Reason.DENIED)
+        connection.answer_with(403, local_response(403, method=head.method))
+        connection.on(Event.ANSWERED)
+
+    def _refuse_stream(self, reason: Reason) -> None:
+        """A TLS client is told by an alert; a bare stream can only be reset."""
+        connection = self._connection
+        if connection.listener.protocol is not Protocol.TLS:
+            connection.abort(reason)
+            return
+        connection.end_with(reason)
+        connection.answer_with(None, clienthello.alert(_ALERTS[reason]))
+        connection.on(Event.ANSWERED)
