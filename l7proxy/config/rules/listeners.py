@@ -27,6 +27,7 @@ def check(walker: Walker, listeners: list[ListenerDraft]) -> None:
         _protocol(walker, listener)
         _unix_mode(walker, listener)
         _trust(walker, listener)
+        _clients_without_address(walker, listener)
 
 
 def _protocol(walker: Walker, listener: ListenerDraft) -> None:
@@ -68,6 +69,43 @@ def _unix_mode(walker: Walker, listener: ListenerDraft) -> None:
     )
 
 
+def _address(listener: ListenerDraft) -> SocketAddress | None:
+    return None if listener.address is None else listener.address.value
+
+
+def _clients_without_address(walker: Walker, listener: ListenerDraft) -> None:
+    """Who is at the other end of a unix socket is told by a proxy only, and not on an abstract one.
+
+    `access.Trust`: on a socket in the file system those who may connect are believed; an abstract
+    one is open to every process.
+    """
+    address, written = _address(listener), listener.fields.keys
+    if not isinstance(address, UnixAddress) or listener.address is None:
+        return
+    abstract = address.path.startswith("@")
+    note = walker.note("the address", listener.address.node)
+    if abstract and "proxyProtocol" in written:
+        walker.error(
+            written["proxyProtocol"],
+            "`proxyProtocol` has no effect: every process can connect to an abstract socket, so"
+            " nobody is believed there",
+            "listen on a socket in the file system: unix:/run/name.sock",
+            notes=(note,),
+        )
+    elif abstract or (listener.protocol is not Protocol.HTTP and "proxyProtocol" not in written):
+        limits = listener.fields.at("limits")
+        of_client = None if limits is None else walker.key(limits.node, "clientConnections")
+        places = {"allow": written.get("allow"), "deny": written.get("deny")}
+        for key, node in {**places, "clientConnections": of_client}.items():
+            if node is not None:
+                walker.error(
+                    node,
+                    f"`{key}` is about addresses of clients, and those of this socket have none",
+                    "remove it: `mode` says who may connect" if not abstract else "remove it",
+                    notes=(note,),
+                )
+
+
 def _trust(walker: Walker, listener: ListenerDraft) -> None:
     written = listener.fields.keys
     if "trustedProxies" in written:
@@ -78,9 +116,7 @@ def _trust(walker: Walker, listener: ListenerDraft) -> None:
                 " of clients by the PROXY protocol only",
                 "add `proxyProtocol: require`, or remove `trustedProxies`",
             )
-    elif "proxyProtocol" in written and not (
-        listener.address and isinstance(listener.address.value, UnixAddress)
-    ):
+    elif "proxyProtocol" in written and not isinstance(_address(listener), UnixAddress):
         walker.error(
             written["proxyProtocol"],
             "`proxyProtocol` needs `trustedProxies`: whoever is believed can claim any address",

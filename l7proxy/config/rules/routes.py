@@ -19,6 +19,7 @@ from l7proxy.model import (
     PathType,
     Protocol,
     RedirectTo,
+    Splice,
 )
 
 EVERY = frozenset(Protocol)
@@ -137,6 +138,8 @@ def needs(route: RouteDraft) -> Iterator[tuple[str, Node, frozenset[Protocol]]]:
     for key, protocols in _KEYS.items():
         if key in keys:
             yield key, keys[key], protocols
+    if route.fields.get("splice") is Splice.UPGRADE:
+        yield "splice: upgrade", keys["splice"], _HTTP
     seen: set[str] = set()
     for at in route.matches or []:
         for key, node in at.value.fields.keys.items():
