@@ -3,7 +3,7 @@
 PY := .venv/bin/python
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check lint types floors object bench kernel-matrix bpf schema lock clean tools
+.PHONY: help demo test check lint types floors object coverage bench kernel-matrix bpf schema lock clean tools
 
 help: ## this list
 	@sed -n 's/^\([a-z-]*\):[^#]*## /\1	/p' Makefile | while IFS='	' read -r name text; do \
@@ -16,7 +16,7 @@ demo: ## install what it needs, start backends and proxy, show real requests spl
 test: tools ## install what it needs; unit, property, socket and kernel tests (as root: all of them)
 	$(PY) -m pytest
 
-check: lint types floors object ## lint, format, types, floors, the BPF object rebuilt byte for byte
+check: lint types floors object coverage ## lint, format, types, floors, every branch of the routing core, the BPF object rebuilt
 
 lint: tools
 	$(PY) -m ruff check .
@@ -31,8 +31,15 @@ floors: tools
 object: tools
 	.ci/check-object
 
+coverage: tools ## fails if the unit tests leave out a branch of the routing core
+	@mkdir -p build
+	$(PY) -m coverage run -m pytest -q -p no:cacheprovider tests/unit/test_routing*.py \
+		tests/unit/test_gateway_api.py tests/unit/test_filters.py tests/unit/test_patterns.py
+	$(PY) -m coverage report
+
 bench: ## l7proxy against a direct connection, HAProxy and Envoy (as root; takes minutes)
 	@.ci/setup bench
+	$(PY) -m tests.bench.routing
 	$(PY) -m tests.bench
 
 kernel-matrix: tools ## the data-path tests on Debian's 6.1 and 6.12 kernels in qemu (takes minutes)

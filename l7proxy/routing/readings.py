@@ -27,6 +27,7 @@ import re
 
 _ESCAPE = re.compile(r"%([0-9A-Fa-f]{2})")
 _UNRESERVED = frozenset("ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-._~")
+_ODD = re.compile(r"/\.|//|\\|%2F|%5C")  # in the normal form
 _ENCODED_SLASH = re.compile(r"%2F|%5C|\\")
 _DOTS_WITH_PARAMETER = re.compile(r"(?<=/)(\.\.?);[^/]*")
 
@@ -39,14 +40,13 @@ def is_plain(path: str) -> bool:
 def readings(path: str) -> tuple[str, str, str]:
     """`path` as equivalent, resolved and lenient servers read it."""
     plain = equivalent(path)
-    if not plain.startswith("/"):  # it has no elements
+    if not plain.startswith("/") or not _ODD.search(plain):  # it has no elements, or nothing odd
         return plain, plain, plain
-    slashes = _DOTS_WITH_PARAMETER.sub(r"\1", _ENCODED_SLASH.sub("/", plain))
-    return (
-        plain,
-        _without_dots(plain, keep_empty=True),
-        _without_dots(slashes, keep_empty=False),
-    )
+    resolved = _without_dots(plain, keep_empty=True) if "/." in plain else plain
+    slashes = _ENCODED_SLASH.sub("/", plain)
+    if ";" in slashes:
+        slashes = _DOTS_WITH_PARAMETER.sub(r"\1", slashes)
+    return plain, resolved, _without_dots(slashes, keep_empty=False)
 
 
 def equivalent(path: str) -> str:

@@ -63,12 +63,13 @@ class Router:
             return self._rules.find(host, path, facts)
         ways = readings(path)
         rule = self._rules.find(host, ways[0], facts)
+        found, last = rule, ways[0]
         for kind in (1, 2):
             other = ways[kind]
-            if other != ways[0]:
-                found = self._rules.find(host, other, facts)
-                if not agree(rule, found, ways, kind):
-                    return AMBIGUOUS
+            if other != last:
+                found, last = self._rules.find(host, other, facts), other
+            if not agree(rule, found, ways, kind):
+                return AMBIGUOUS
         return rule
 
     def decide_stream(self, hello: Hello | None = None) -> Decision:
@@ -107,7 +108,7 @@ def agree(one: Rule | None, two: Rule | None, ways: Sequence[str], kind: int) ->
 
 
 def compile_slices(policy: Policy, start: int = 0) -> Generator[None, None, dict[str, Router]]:
-    """Compile a checked policy a little at a time: yields after each `SLICE` routes.
+    """Compile a checked policy a little at a time: yields at least after each `SLICE` routes.
 
     The value of the generator is a router for each listener, by the listener's name. A route on
     several listeners takes its turns over all of them. `start` lets workers begin at different
@@ -131,6 +132,9 @@ def compile_slices(policy: Policy, start: int = 0) -> Generator[None, None, dict
             if not work % SLICE:
                 yield
         choice = auto.choice()
+        yield
+        del auto  # which holds a claim of every route: a few ms
+        yield
         router = routers[listener.name] = Router(listener)
         for order, route in enumerate(policy.routes):
             splice = choice.mode if route.splice is Splice.AUTO else route.splice

@@ -390,8 +390,12 @@ MATCHING = {
         high@1 > ~/a/[0-9]+
         exact > =/a/1
         prefix@2 > /a/2
+        exact-b > =/b/1
+        number > ~/b/[0-9]+
         """,
         """
+        /b/1                  -> exact-b
+        /b/2                  -> number
         /a x:1                -> mid
         /a/1                  -> high
         /a/2                  -> prefix

@@ -799,7 +799,8 @@ def test_slices() -> None:
             routers = done.value
             break
         steps += 1
-    assert steps == 3 * (1 + 2 * 2)  # once over all routes, and twice for each listener
+    # once over all routes, and for each listener twice, with two steps between
+    assert steps == 3 * (1 + 2 * 2) + 2 * 2
     assert decided(routers["web"], "h", f"/{3 * SLICE - 1}") == f"r{3 * SLICE - 1}"
 
 
