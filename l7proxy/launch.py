@@ -29,7 +29,8 @@ from l7proxy.net import bundle, privileges
 from l7proxy.net.adminsocket import open_admin
 from l7proxy.net.messages import FROM_PROBER, FROM_WORKER
 from l7proxy.probing import FIRST_ANSWERS, Backends
-from l7proxy.reload import Reloader, tell
+from l7proxy.reload import Reloader
+from l7proxy.serving import tell
 from l7proxy.supervisor import EXIT_FAILED, Supervisor
 from l7proxy.telemetry import log as operational
 from l7proxy.telemetry.accesslog import AccessLog

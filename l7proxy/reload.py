@@ -21,23 +21,19 @@ import logging
 import os
 import sys
 import time
-from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
 
 from l7proxy import loading
 from l7proxy.errors import StartupError
 from l7proxy.loading import Result
-from l7proxy.model import Address, Listener
-from l7proxy.net import bundle
 from l7proxy.net.channel import ChannelBroken
-from l7proxy.net.listen import ListeningSocket, open_for_clients
+from l7proxy.net.listen import ListeningSocket
 from l7proxy.net.messages import (
     Abandon,
     Commit,
     Committed,
-    Prepare,
     Prepared,
     Probe,
     Resolved,
@@ -45,45 +41,20 @@ from l7proxy.net.messages import (
     Sockets,
     Unprepared,
 )
+from l7proxy.serving import Opener, Refused, Serving, changes, tell
 from l7proxy.supervisor import Supervisor
-from l7proxy.telemetry.counters import Rows, RowsExhausted
+from l7proxy.telemetry.counters import Rows
 from l7proxy.telemetry.log import event
 
 log = logging.getLogger(__name__)
 
 MOST_NAMES = 100_000  # that the prober may tell of
-MOST_LISTENERS = 4_096  # of one policy: their sockets are named in one message
 PREPARE_SECONDS = 60.0  # that a worker may take to build a policy
+NAMES_SECONDS = 3.0  # ... and new names to get their first answer
 COMMIT_SECONDS = 10.0  # ... to swap it
 GRACE = 1.0  # seconds in which handshakes that are under way reach a socket that is to go
 
 _FDS = 200  # sockets in one message
-
-
-@dataclass(slots=True)
-class Serving:
-    """A policy, and what the supervisor holds for it. Sockets have a number while they are open."""
-
-    number: int
-    policy: int  # a descriptor: `net.bundle`
-    manifest: bundle.Manifest
-    sockets: dict[int, ListeningSocket]  # in the order of the listeners
-    rows: tuple[int, ...]
-    loaded_at: str = field(default_factory=lambda: datetime.now(UTC).isoformat(timespec="seconds"))
-
-    @property
-    def prepare(self) -> Prepare:
-        """What a worker is told about it."""
-        return Prepare(self.number, tuple(self.sockets), self.rows)
-
-    @property
-    def fds(self) -> frozenset[int]:
-        """What a worker that starts with it inherits."""
-        return frozenset({self.policy, *(one.sock.fileno() for one in self.sockets.values())})
-
-    def listeners(self) -> Iterator[tuple[Listener, ListeningSocket]]:
-        """Each listener with its socket."""
-        return zip(self.manifest.listeners, self.sockets.values(), strict=True)
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,19 +80,13 @@ class Outcome:
         }
 
 
-class Refused(Exception):
-    """This policy cannot be used; the argument says why."""
-
-
 class Reloader:
     """Holds the policy in force and brings the next one. `pairs`: what the BPF maps hold, or 0."""
 
     def __init__(self, path: str, first: Result, rows: Rows) -> None:
         """Open the listeners of the policy to start with. Raises StartupError."""
         self.path = path
-        self._rows = rows
-        self._numbers = 0
-        self._generations = 0
+        self._opener = Opener(rows)
         self._preparing: Serving | None = None
         self._prepared: set[int] = set()
         self._committed: set[int] = set()
@@ -137,7 +102,7 @@ class Reloader:
         self.resolved: dict[str, tuple[str, ...]] = {}
         self.current: Serving | None = None
         try:
-            self.current = self._open(first.policy)
+            self.current = self._opener.open(first.policy, None)
         except Refused as error:
             raise StartupError(str(error)) from error
 
@@ -169,7 +134,9 @@ class Reloader:
         match message:
             case Resolved():
                 self._resolve(message.names)
-            case Prepared() | Unprepared() | Committed() if message.generation > self._generations:
+            case Prepared() | Unprepared() | Committed() if (
+                message.generation > self._opener.generations
+            ):
                 raise ChannelBroken(f"there is no generation {message.generation} yet")
             case Prepared() if self._is_preparing(message.generation):
                 self._prepared.add(slot)
@@ -236,7 +203,7 @@ class Reloader:
             return self._refuse(result)
         new = None
         try:
-            new = self._open(result.policy)
+            new = self._opener.open(result.policy, self.serving)
             await self._roll_out(new)
         except Refused as error:
             self._give_up(new)
@@ -298,64 +265,6 @@ class Reloader:
         )
         return outcome
 
-    # ---- open
-
-    def _open(self, policy: int) -> Serving:
-        """Open what the policy needs beyond what there is. Raises Refused, and then holds nothing.
-
-        The descriptor `policy` belongs to what is returned.
-        """
-        fresh: list[ListeningSocket] = []
-        try:
-            manifest = bundle.manifest(policy)
-            if len(manifest.listeners) > MOST_LISTENERS:
-                raise Refused(
-                    f"the policy has {len(manifest.listeners):,} listeners, and {MOST_LISTENERS:,}"
-                    " can be open; split it over several l7proxy"
-                )
-            sockets = self._sockets(manifest, fresh)
-            names = [f"listener:{listener.name}" for listener in manifest.listeners]
-            rows = self._rows.assign(names)
-            self._generations += 1
-            return Serving(
-                self._generations, policy, manifest, sockets, tuple(rows[name] for name in names)
-            )
-        except (Refused, RowsExhausted, OSError) as error:
-            for one in fresh:
-                one.close()
-            os.close(policy)
-            raise Refused(str(error)) from error
-
-    def _sockets(
-        self, manifest: bundle.Manifest, fresh: list[ListeningSocket]
-    ) -> dict[int, ListeningSocket]:
-        there = {}
-        if self.current is not None:
-            for (listener, one), number in zip(
-                self.current.listeners(), self.current.sockets, strict=True
-            ):
-                there[_key(listener)] = (number, one)
-        wanted = {_key(listener) for listener in manifest.listeners}
-        leaving = [one for key, (_, one) in there.items() if key not in wanted]
-        sockets: dict[int, ListeningSocket] = {}
-        problems: list[str] = []
-        for listener in manifest.listeners:
-            found = there.get(_key(listener))
-            if found is not None:
-                sockets[found[0]] = found[1]
-                continue
-            try:
-                opened = open_for_clients(listener, leaving)
-            except StartupError as error:
-                problems.append(f"listener {listener.name}: {error}")
-                continue
-            fresh.append(opened)
-            self._numbers += 1
-            sockets[self._numbers] = opened
-        if problems:
-            raise Refused("\n".join(problems))
-        return sockets
-
     # ---- prepare, commit
 
     async def _roll_out(self, new: Serving) -> None:
@@ -368,6 +277,7 @@ class Reloader:
         await supervisor.until(
             lambda: bool(self._failure) or self._all_in(self._prepared), PREPARE_SECONDS
         )
+        await self._resolve_names(new)
         if self._failure:
             raise Refused(f"a worker could not build it: {self._failure}")
         if supervisor.draining:
@@ -377,6 +287,19 @@ class Reloader:
         for slot in range(supervisor.configured):
             if supervisor.has(slot) and slot not in self._committed:
                 supervisor.replace(slot, "it did not take the policy in time")
+
+    async def _resolve_names(self, new: Serving) -> None:
+        """Give new names a moment: a connection before their first answer would get a 503."""
+        self._probe(new)
+        names = new.manifest.names
+        await self.supervisor.until(
+            lambda: names <= self.resolved.keys() or self.supervisor.draining, NAMES_SECONDS
+        )
+
+    def _probe(self, serving: Serving) -> None:
+        """Have the prober look after the endpoints of this policy."""
+        self.supervisor.probe(wanted=serving.manifest.probing)
+        self.supervisor.send(self.supervisor.configured, Probe(), [serving.policy])
 
     def _all_in(self, slots: set[int]) -> bool:
         supervisor = self.supervisor
@@ -395,7 +318,7 @@ class Reloader:
     def _commit(self, new: Serving) -> None:
         """No await in here: a worker starts with the old policy or with the new one."""
         old, self.current, self._preparing = self.serving, new, None
-        self._changes = _changes(old, new)
+        self._changes = changes(old, new)
         for listener, one in new.listeners():
             if one not in old.sockets.values():
                 tell(listener, one)
@@ -412,20 +335,19 @@ class Reloader:
             one.stop()
         for listener, one in new.listeners():
             one.set_mode(listener.mode)
-        self.supervisor.probe(wanted=new.manifest.probing)
-        self.supervisor.send(self.supervisor.configured, Probe(), [new.policy])
         os.close(old.policy)
 
     def _give_up(self, new: Serving | None) -> None:
         self._preparing = None
         if new is None:
             return
+        self._probe(self.serving)
         fresh = [number for number in new.sockets if number not in self.serving.sockets]
         self.supervisor.send_workers(Abandon(new.number, tuple(fresh)))
         for number in fresh:
             new.sockets[number].close()
         os.close(new.policy)
-        self._keep_rows()
+        self._opener.keep(self.serving)
 
     # ---- retire
 
@@ -437,10 +359,7 @@ class Reloader:
         for one in self._leaving.values():
             one.close()
         self._leaving = {}
-        self._keep_rows()
-
-    def _keep_rows(self) -> None:
-        self._rows.keep(f"listener:{one.name}" for one in self.serving.manifest.listeners)
+        self._opener.keep(self.serving)
 
     # ---- what it tells
 
@@ -457,23 +376,3 @@ class Reloader:
             "reloads": {"ok": self._ok, "failed": self._failed},
             "last_error": self._last_error,
         }
-
-
-def tell(listener: Listener, one: ListeningSocket) -> None:
-    """Say that a listener listens, and where."""
-    log.info(
-        event("listening", name=listener.name, address=one.address, protocol=listener.protocol)
-    )
-
-
-def _key(listener: Listener) -> tuple[object, str]:
-    """What makes a socket the same one: its address; with port 0, the listener's name as well."""
-    address = listener.address
-    chosen = isinstance(address, Address) and address.port == 0
-    return address, listener.name if chosen else ""
-
-
-def _changes(old: Serving, new: Serving) -> str:
-    came = sum(number not in old.sockets for number in new.sockets)
-    went = sum(number not in new.sockets for number in old.sockets)
-    return f"+{came}-{went}"

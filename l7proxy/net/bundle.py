@@ -36,27 +36,30 @@ class Manifest:
     listeners: tuple[Listener, ...]
     routes: int
     backends: int
-    probing: bool  # it has DNS names to resolve, or health checks
+    names: frozenset[str]  # DNS names of endpoints
+    probing: bool  # it has such names, or health checks
 
 
 def pack(policy: Policy) -> int:
     """A sealed memfd with the policy. Raises OSError."""
     backends = tuple(policy.backends.values())
+    names = frozenset(
+        one.address.name
+        for backend in backends
+        for one in backend.endpoints
+        if isinstance(one.address, NameAddress)
+    )
     manifest = Manifest(
         policy.source,
         tuple(policy.listeners.values()),
         len(policy.routes),
         len(backends),
-        any(map(_is_probed, backends)),
+        names,
+        bool(names) or any(backend.health is not None for backend in backends),
     )
     frames = [manifest, *_batches(backends), *_batches(policy.routes)]
     written = [pickle.dumps(frame, pickle.HIGHEST_PROTOCOL) for frame in frames]
     return channel.seal("policy", b"".join(_LENGTH.pack(len(one)) + one for one in written))
-
-
-def _is_probed(backend: Backend) -> bool:
-    named = any(isinstance(one.address, NameAddress) for one in backend.endpoints)
-    return named or backend.health is not None
 
 
 def _batches(items: tuple[_T, ...]) -> Iterator[tuple[_T, ...]]:

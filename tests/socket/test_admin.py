@@ -328,3 +328,37 @@ def test_where_it_listens(where: str) -> None:
     assert opened.text.startswith(f"{host}:")
     assert not opened.text.endswith(":0")
     opened.remove()
+
+
+# ---- reload
+
+
+async def _reload() -> dict[str, object]:
+    await asyncio.sleep(0)
+    return {"ok": False, "text": "an error"}
+
+
+@pytest.mark.parametrize(
+    ("head", "status"),
+    [
+        ("POST /reload HTTP/1.1\r\nHost: localhost\r\n\r\n", 422),
+        ("GET /reload HTTP/1.1\r\nHost: localhost\r\n\r\n", 405),
+        ("POST /reload HTTP/1.1\r\nHost: example.com\r\n\r\n", 403),
+        ("POST /reload HTTP/1.1\r\nHost: 127.0.0.1\r\nOrigin: http://evil.test\r\n\r\n", 403),
+    ],
+)
+def test_who_may_reload(head: str, status: int) -> None:
+    async def main() -> bytes:
+        opened = open_admin("127.0.0.1:0")
+        admin = Admin(dict, lambda: False, _reload)
+        await admin.start(opened.sock)
+        host, _, port = opened.text.rpartition(":")
+        reader, writer = await asyncio.open_connection(host, int(port))
+        writer.write(head.encode())
+        found = await reader.readuntil(b"\r\n")
+        writer.close()
+        await admin.close()
+        opened.remove()
+        return found
+
+    assert asyncio.run(main()).startswith(b"HTTP/1.1 %d " % status)

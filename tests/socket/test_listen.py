@@ -5,12 +5,19 @@ from __future__ import annotations
 import errno
 import os
 import socket
+from pathlib import Path
 
 import pytest
 
 from l7proxy.errors import StartupError
-from l7proxy.model import Address, Listener
-from l7proxy.net.listen import bound_address, explain, open_listener, open_listeners
+from l7proxy.model import Address, Listener, UnixAddress
+from l7proxy.net.listen import (
+    bound_address,
+    explain,
+    open_for_clients,
+    open_listener,
+    open_listeners,
+)
 
 pytestmark = pytest.mark.net
 
@@ -125,3 +132,157 @@ def test_an_errno_becomes_a_sentence(number: int, address: Address, says: str) -
     text = explain(address, OSError(number, os.strerror(number)))
     assert text.startswith(f"cannot listen on {address}: ")
     assert says in text
+
+
+# ---- both families
+
+
+@needs_ipv6
+def test_a_star_takes_both_families_on_one_socket() -> None:
+    one = open_for_clients(Listener("web", Address("*", 0)))
+    assert isinstance(one.address, Address)
+    assert one.address.host == "*"
+    for host in ("127.0.0.1", "::1"):
+        with socket.create_connection((host, one.address.port), 5):
+            pass
+    with pytest.raises(StartupError, match="another socket has this port"):
+        open_for_clients(Listener("again", Address("127.0.0.1", one.address.port)))
+    one.close()
+
+
+def test_a_star_without_ipv6_is_ipv4_and_says_so(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    real = socket.socket
+
+    def without(family: int, *more: int) -> socket.socket:
+        if family == socket.AF_INET6:
+            raise OSError(errno.EAFNOSUPPORT, "not supported")
+        return real(family, *more)
+
+    monkeypatch.setattr("l7proxy.net.listen.socket.socket", without)
+    sock = open_listener(Address("*", 0))
+    assert sock.family == socket.AF_INET
+    assert "there is no IPv6 here: *:0 listens on IPv4 alone" in caplog.text
+    sock.close()
+    with pytest.raises(StartupError, match="has no IPv6"):
+        open_listener(Address("::", 0))
+
+
+# ---- one that goes
+
+
+def test_a_socket_that_leaves_lends_its_port_for_the_moment_of_the_bind() -> None:
+    old = open_for_clients(Listener("web", Address("127.0.0.1", 0)))
+    assert isinstance(old.address, Address)
+    everywhere = Listener("web", Address("0.0.0.0", old.address.port))
+    with pytest.raises(StartupError, match="another socket has this port"):
+        open_for_clients(everywhere)
+    new = open_for_clients(everywhere, leaving=[old])
+    for one in (old, new):
+        assert one.sock.getsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT) == 0
+    old.close()
+    with socket.create_connection(("127.0.0.1", old.address.port), 5):
+        new.sock.setblocking(True)
+        new.sock.accept()[0].close()
+    new.close()
+
+
+def test_who_is_in_the_queue_of_a_socket_that_stops_can_be_accepted_and_nobody_else_gets_in() -> (
+    None
+):
+    one = open_for_clients(Listener("web", Address("127.0.0.1", 0)))
+    where = one.sock.getsockname()
+    with socket.create_connection(where, 5) as early, socket.socket() as late:
+        one.stop()
+        late.settimeout(0.3)
+        assert late.connect_ex(where) == errno.EAGAIN, "it gets no answer: it tries on"
+        accepted, _ = one.sock.accept()
+        early.sendall(b"x")
+        accepted.settimeout(5)
+        assert accepted.recv(1) == b"x"
+        with pytest.raises(BlockingIOError):
+            one.sock.accept()
+        accepted.close()
+    one.close()
+    with socket.socket() as probe:
+        assert probe.connect_ex(where) == errno.ECONNREFUSED
+
+
+# ---- unix
+
+
+def unix(path: object, mode: int | None = None) -> Listener:
+    return Listener("web", UnixAddress(str(path)), mode=mode)
+
+
+@pytest.mark.parametrize("mode", [0o600, 0o660, 0o666])
+def test_a_unix_socket_has_its_mode_from_the_first_moment(tmp_path: Path, mode: int) -> None:
+    before = os.umask(0o022)
+    try:
+        one = open_for_clients(unix(tmp_path / "s", mode))
+        assert os.umask(0o022) == 0o022
+        assert (tmp_path / "s").stat().st_mode & 0o777 == mode
+        one.set_mode(0o604)
+        assert (tmp_path / "s").stat().st_mode & 0o777 == 0o604
+        one.close()
+        assert not (tmp_path / "s").exists()
+    finally:
+        os.umask(before)
+
+
+def test_a_socket_file_that_nobody_listens_on_is_replaced(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO")
+    with socket.socket(socket.AF_UNIX) as dead:
+        dead.bind(str(tmp_path / "s"))
+    one = open_for_clients(unix(tmp_path / "s"))
+    assert "stale socket" in caplog.text
+    with pytest.raises(StartupError, match=r"cannot listen on unix:.*another process listens"):
+        open_for_clients(unix(tmp_path / "s"))
+    with socket.socket(socket.AF_UNIX) as client:
+        client.connect(str(tmp_path / "s"))
+    one.close()
+
+
+def test_a_file_that_is_somebody_elses_is_left_alone(tmp_path: Path) -> None:
+    path = tmp_path / "s"
+    path.write_text("precious")
+    with pytest.raises(StartupError, match="not a socket"):
+        open_for_clients(unix(path))
+    assert path.read_text() == "precious"
+    path.unlink()
+    one = open_for_clients(unix(path))
+    path.unlink()
+    path.write_text("another one's")
+    one.set_mode(0o600)
+    one.close()
+    assert path.read_text() == "another one's"
+
+
+def test_an_abstract_name_is_no_file() -> None:
+    name = f"@l7proxy-listen-{os.getpid()}"
+    one = open_for_clients(unix(name, 0o600))
+    with socket.socket(socket.AF_UNIX) as client:
+        client.connect("\0" + name[1:])
+    with pytest.raises(StartupError, match="abstract name"):
+        open_for_clients(unix(name))
+    assert not os.path.exists(name)
+    one.stop()
+    one.close()
+
+
+@pytest.mark.parametrize(
+    ("path", "says"),
+    [
+        ("/no/such/folder/s", "no such file or directory: create /no/such/folder first"),
+        ("/" + "x" * 120, "a path has at most 107 bytes"),
+        ("/dev/null/s", "not a directory; choose a path in a directory that exists"),
+    ],
+)
+def test_a_unix_path_that_cannot_be_is_a_sentence(path: str, says: str) -> None:
+    with pytest.raises(StartupError) as caught:
+        open_for_clients(unix(path))
+    assert str(caught.value).startswith(f"cannot listen on unix:{path}: ")
+    assert says in str(caught.value)
