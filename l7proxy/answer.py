@@ -33,11 +33,12 @@ class AnswerReader:
     unchanged.
     """
 
-    __slots__ = ("_buffer", "_insert", "added", "done", "odd", "status")
+    __slots__ = ("_buffer", "_insert", "_scanned", "added", "done", "odd", "status")
 
     def __init__(self, insert: bytes | None = None) -> None:
         self._insert = insert
         self._buffer = b""
+        self._scanned = 0  # bytes of the buffer in which there is no end and no bare LF
         self.added = 0  # bytes
         self.done = False
         self.odd = False
@@ -53,6 +54,7 @@ class AnswerReader:
             if end is None:
                 break
             head, self._buffer = self._buffer[:end], self._buffer[end:]
+            self._scanned = 0
             out += self._take(head)
         return out
 
@@ -63,10 +65,12 @@ class AnswerReader:
     def _head_end(self) -> int | None:
         """Where the next head ends, None while it is not complete; gives up on what is no head."""
         buffer = self._buffer
-        found = buffer.find(b"\r\n\r\n", 0, MAX_ANSWER_HEAD)
+        start = max(0, self._scanned - 3)
+        found = buffer.find(b"\r\n\r\n", start, MAX_ANSWER_HEAD)
         if found >= 0:
             return found + 4
-        hopeless = len(buffer) >= MAX_ANSWER_HEAD or _BARE_LF.search(buffer)
+        hopeless = len(buffer) >= MAX_ANSWER_HEAD or _BARE_LF.search(buffer, start)
+        self._scanned = len(buffer)
         if hopeless or not (buffer.startswith(_START) or _START.startswith(buffer)):
             return len(buffer)  # see `_take`
         return None

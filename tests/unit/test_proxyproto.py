@@ -19,9 +19,9 @@ from l7proxy.proxyproto import (
     HeaderReader,
     Rule,
     Tlv,
-    crc32c,
     encode,
 )
+from l7proxy.proxyproto.checksum import crc32c
 
 V1, V2 = ProxyVersion.V1, ProxyVersion.V2
 

@@ -1,37 +1,32 @@
-"""The PROXY protocol, versions 1 and 2: who the client of a connection really is. Pure.
-
-Written from HAProxy's `doc/proxy-protocol.txt`; "the spec" below. In: `HeaderReader` collects one
-header from any cut of the input. Out: `encode`.
-
-Some of its rules, and what follows:
-
-- "Implementers should be very careful about not trying to automatically detect whether they have
-  to decode the header or not": whoever may send a header is said in the policy, by address. From
-  everybody else the same bytes are the client's own.
-- "Any sequence which does not exactly match the protocol must be discarded and cause the receiver
-  to abort the connection." So what has begun like a header and is none is an error, also where a
-  header is optional. No request and no ClientHello begins like one.
-- "The receiver must not start to parse an address before the whole address block is received." An
-  optional header that stops half-way is waited for until the timeout, then the connection ends.
-- "The receiver must also reject incoming connections containing partial protocol headers" is meant
-  for single reads; TCP may cut a header anywhere, so here it is collected.
-"""
+"""In: a header from any cut of the input."""
 
 from __future__ import annotations
 
 import ipaddress
 import re
 import struct
-from dataclasses import dataclass
-from enum import IntEnum, StrEnum
+from enum import StrEnum
 
 from l7proxy.errors import BadProxyHeader
 from l7proxy.model import Address, ProxyVersion, SocketAddress, UnixAddress
+from l7proxy.proxyproto.checksum import crc32c
+from l7proxy.proxyproto.words import (
+    CHECKSUM_SIZE,
+    DGRAM,
+    INET,
+    INET6,
+    LOCAL,
+    PROXY,
+    SIGNATURE,
+    UNIX,
+    UNSPEC,
+    Header,
+    Tlv,
+)
 
 MAX_V1 = 107  # bytes with CR LF; the spec: "a 108-byte buffer is always enough"
 MAX_V2 = 16 * 1024  # bytes; the length field could tell four times as many
 
-SIGNATURE = b"\r\n\r\n\x00\r\nQUIT\n"
 _V1_START = b"PROXY "
 _V2_FIXED = 16
 
@@ -62,44 +57,6 @@ class Rule(StrEnum):
     TLV = "proxy-tlv"  # a TLV that goes beyond the header, or a checksum that is not 4 bytes
     # "If it is not, the receiver MUST treat the TCP connection providing the header as invalid."
     CHECKSUM = "proxy-checksum"
-
-
-class Tlv(IntEnum):
-    """Types of the additional vectors that l7proxy knows. Others are kept as they are."""
-
-    ALPN = 0x01
-    AUTHORITY = 0x02
-    CRC32C = 0x03
-    NOOP = 0x04
-    UNIQUE_ID = 0x05
-    SSL = 0x20
-    NETNS = 0x30
-
-
-@dataclass(frozen=True, slots=True)
-class Header:
-    """What a header says. `source` and `destination` are None when it names nobody.
-
-    That is so for LOCAL (a health check of the proxy's own), UNKNOWN and UNSPEC: "use the real
-    connection's parameters as if there were no PROXY protocol header on the wire". An unnamed
-    unix socket has the path "".
-    """
-
-    version: ProxyVersion
-    source: SocketAddress | None = None
-    destination: SocketAddress | None = None
-    local: bool = False
-    tlvs: tuple[tuple[int, bytes], ...] = ()  # in their order, the checksum among them
-
-    def tlv(self, kind: int) -> bytes | None:
-        """The value of the first vector of this type."""
-        return next((value for found, value in self.tlvs if found == kind), None)
-
-    @property
-    def over_tls(self) -> bool:
-        """Whether the client came to the proxy over TLS: PP2_CLIENT_SSL of PP2_TYPE_SSL."""
-        value = self.tlv(Tlv.SSL)
-        return value is not None and len(value) >= 5 and bool(value[0] & 0x01)
 
 
 class HeaderReader:
@@ -210,11 +167,7 @@ def _v1_port(word: bytes) -> int:
 
 # ---- version 2
 
-_LOCAL, _PROXY = 0, 1
-_UNSPEC, _INET, _INET6, _UNIX = 0, 1, 2, 3
-_STREAM, _DGRAM = 1, 2
-_ADDRESS_SIZE = {_UNSPEC: 0, _INET: 12, _INET6: 36, _UNIX: 216}
-_CHECKSUM_SIZE = 4
+_ADDRESS_SIZE = {UNSPEC: 0, INET: 12, INET6: 36, UNIX: 216}
 
 
 def _v2_end(buffer: bytes) -> int | None:
@@ -222,11 +175,11 @@ def _v2_end(buffer: bytes) -> int | None:
     if len(buffer) > 12:
         if buffer[12] >> 4 != 2:
             raise BadProxyHeader(Rule.VERSION, "the signature of version 2 with another version")
-        if buffer[12] & 0x0F not in (_LOCAL, _PROXY):
+        if buffer[12] & 0x0F not in (LOCAL, PROXY):
             raise BadProxyHeader(Rule.COMMAND, "neither LOCAL nor PROXY")
-    if len(buffer) > 13 and buffer[12] & 0x0F == _PROXY:  # of LOCAL the family "is ignored"
+    if len(buffer) > 13 and buffer[12] & 0x0F == PROXY:  # of LOCAL the family "is ignored"
         family, transport = buffer[13] >> 4, buffer[13] & 0x0F
-        if family not in _ADDRESS_SIZE or transport > _DGRAM:
+        if family not in _ADDRESS_SIZE or transport > DGRAM:
             raise BadProxyHeader(Rule.FAMILY, "an unknown address family or protocol")
     if len(buffer) < _V2_FIXED:
         return None
@@ -237,7 +190,7 @@ def _v2_end(buffer: bytes) -> int | None:
 
 
 def _parse_v2(raw: bytes) -> Header:
-    if raw[12] & 0x0F == _LOCAL:
+    if raw[12] & 0x0F == LOCAL:
         # "must use the real connection endpoints and discard the protocol block including the
         # family which is ignored": what it holds need not make sense
         return Header(ProxyVersion.V2, local=True)
@@ -247,28 +200,28 @@ def _parse_v2(raw: bytes) -> Header:
     if len(block) < size:
         raise BadProxyHeader(Rule.ADDRESS_BLOCK, "shorter than its addresses")
     source, destination = _addresses(family, block)
-    if transport == _UNSPEC:
+    if transport == UNSPEC:
         # "The receiver should ignore address information."
         source = destination = None
     # Of an unspecified family the size of the addresses is unknown, so no TLV can be found.
-    tlvs = _parse_tlvs(raw, _V2_FIXED + size) if family != _UNSPEC else ()
+    tlvs = _parse_tlvs(raw, _V2_FIXED + size) if family != UNSPEC else ()
     return Header(ProxyVersion.V2, source, destination, tlvs=tlvs)
 
 
 def _addresses(family: int, block: bytes) -> tuple[SocketAddress | None, SocketAddress | None]:
-    if family == _INET:
+    if family == INET:
         a, b, c, d = struct.unpack_from("!4s4sHH", block)
         return (
             Address(str(ipaddress.IPv4Address(a)), c),
             Address(str(ipaddress.IPv4Address(b)), d),
         )
-    if family == _INET6:
+    if family == INET6:
         a, b, c, d = struct.unpack_from("!16s16sHH", block)
         return (
             Address(ipaddress.IPv6Address(a).compressed, c),
             Address(ipaddress.IPv6Address(b).compressed, d),
         )
-    if family == _UNIX:
+    if family == UNIX:
         a, b = struct.unpack_from("!108s108s", block)
         return UnixAddress(_unix_path(a)), UnixAddress(_unix_path(b))
     return None, None
@@ -302,107 +255,8 @@ def _check(raw: bytes, start: int, length: int) -> None:
     "replace the 32 bits of the checksum field in the received PROXY header with all '0's and
     calculate a CRC32c checksum value of the whole PROXY header".
     """
-    if length != _CHECKSUM_SIZE:
+    if length != CHECKSUM_SIZE:
         raise BadProxyHeader(Rule.TLV, "a checksum that is not four bytes long")
-    end = start + _CHECKSUM_SIZE
-    if crc32c(raw[:start] + bytes(_CHECKSUM_SIZE) + raw[end:]) != int.from_bytes(raw[start:end]):
+    end = start + CHECKSUM_SIZE
+    if crc32c(raw[:start] + bytes(CHECKSUM_SIZE) + raw[end:]) != int.from_bytes(raw[start:end]):
         raise BadProxyHeader(Rule.CHECKSUM, "the checksum is wrong")
-
-
-# RFC 4960 appendix B: the polynomial 0x1EDC6F41, reflected.
-def _crc_row(value: int) -> int:
-    for _ in range(8):
-        value = value >> 1 ^ (0x82F63B78 if value & 1 else 0)
-    return value
-
-
-_CRC_TABLE = tuple(_crc_row(value) for value in range(256))
-
-
-def crc32c(data: bytes) -> int:
-    """CRC-32C (Castagnoli) of `data`."""
-    table, value = _CRC_TABLE, 0xFFFF_FFFF
-    for byte in data:
-        value = value >> 8 ^ table[(value ^ byte) & 0xFF]
-    return value ^ 0xFFFF_FFFF
-
-
-# ---- out
-
-
-def encode(
-    version: ProxyVersion,
-    source: SocketAddress | None,
-    destination: SocketAddress | None,
-    *,
-    authority: str = "",
-    alpn: str = "",
-) -> bytes:
-    """The header that tells a backend who the client is.
-
-    Where there is no pair of addresses that the version can tell: UNKNOWN, or UNSPEC. Version 2
-    also tells the host name that the client asked for and the first protocol that it offered, and
-    has a checksum. Addresses of two families become IPv6 ones (`::ffff:192.0.2.1`).
-    """
-    if version is ProxyVersion.V1:
-        return _encode_v1(source, destination)
-    family, block = _address_block(source, destination)
-    tlvs = b""
-    if family != _UNSPEC << 4:  # see `_parse_v2`: nobody could find them
-        if alpn:
-            tlvs += _encode_tlv(Tlv.ALPN, alpn.encode("latin-1"))
-        if authority:
-            tlvs += _encode_tlv(Tlv.AUTHORITY, authority.encode())
-        tlvs += _encode_tlv(Tlv.CRC32C, bytes(_CHECKSUM_SIZE))
-    head = SIGNATURE + bytes((0x20 | _PROXY, family)) + struct.pack("!H", len(block) + len(tlvs))
-    raw = head + block + tlvs
-    return raw[:-_CHECKSUM_SIZE] + struct.pack("!I", crc32c(raw)) if tlvs else raw
-
-
-def _encode_v1(source: SocketAddress | None, destination: SocketAddress | None) -> bytes:
-    if not isinstance(source, Address) or not isinstance(destination, Address):
-        return b"PROXY UNKNOWN\r\n"
-    one, other = _same_family(source, destination)
-    family = "TCP6" if isinstance(one, ipaddress.IPv6Address) else "TCP4"
-    return (
-        f"PROXY {family} {one.compressed} {other.compressed} {source.port} {destination.port}\r\n"
-    ).encode("ascii")
-
-
-_Ip = ipaddress.IPv4Address | ipaddress.IPv6Address
-
-
-def _same_family(source: Address, destination: Address) -> tuple[_Ip, _Ip]:
-    one, other = (ipaddress.ip_address(a.host.partition("%")[0]) for a in (source, destination))
-    return (one, other) if one.version == other.version else (_as_ipv6(one), _as_ipv6(other))
-
-
-def _as_ipv6(address: _Ip) -> ipaddress.IPv6Address:
-    if isinstance(address, ipaddress.IPv6Address):
-        return address
-    return ipaddress.IPv6Address(0xFFFF << 32 | int(address))
-
-
-def _address_block(
-    source: SocketAddress | None, destination: SocketAddress | None
-) -> tuple[int, bytes]:
-    """The byte of family and protocol, and the addresses."""
-    if isinstance(source, Address) and isinstance(destination, Address):
-        one, other = _same_family(source, destination)
-        family = _INET if one.version == 4 else _INET6
-        ports = struct.pack("!HH", source.port, destination.port)
-        return family << 4 | _STREAM, one.packed + other.packed + ports
-    if isinstance(source, UnixAddress) and isinstance(destination, UnixAddress):
-        return _UNIX << 4 | _STREAM, _unix_field(source) + _unix_field(destination)
-    return _UNSPEC << 4 | _UNSPEC, b""
-
-
-def _unix_field(address: UnixAddress) -> bytes:
-    name = address.path.encode("latin-1", "replace")
-    if name.startswith(b"@"):
-        name = b"\0" + name[1:]
-    return name[:108].ljust(108, b"\0")
-
-
-def _encode_tlv(kind: Tlv, value: bytes) -> bytes:
-    return struct.pack("!BH", kind, len(value)) + value
