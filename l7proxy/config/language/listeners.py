@@ -64,7 +64,9 @@ LIMITS = Record(
             ),
             "clientConnections": Key(
                 Whole(1, MAX_CONNECTIONS),
-                "Connections at once from one client address, over all workers. One more is reset.",
+                "Connections at once from one client address, over all workers. One more is reset."
+                " An IPv6 client is its /64, within which it can change its address as it likes."
+                " Behind a trusted proxy the client that it names is counted.",
                 default="no limit but `connections`",
             ),
         },
@@ -202,7 +204,8 @@ LISTENER = Table(
             BLOCKS,
             "CIDR blocks of the proxies in front of this listener. Only they are believed in what"
             " they say about the client, by the PROXY protocol or in `X-Forwarded-*` and"
-            " `Forwarded`; of everybody else those headers are dropped.",
+            " `Forwarded`; of everybody else those headers are dropped. On a unix socket in the"
+            " file system whoever may connect is believed; on an abstract one nobody is.",
             default="nobody is trusted",
         ),
         "forwarded": Key(
@@ -211,7 +214,8 @@ LISTENER = Table(
         ),
         "allow": Key(
             BLOCKS,
-            "CIDR blocks of the clients that may connect. Everybody else is reset.",
+            "CIDR blocks of the clients that may connect. Everybody else is reset. Where a trusted"
+            " proxy says who the client is, it is about that client, not about the proxy.",
             default="everybody",
         ),
         "deny": Key(
