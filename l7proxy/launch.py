@@ -28,8 +28,8 @@ from l7proxy.model import Datapath, Listener
 from l7proxy.net import bundle, privileges
 from l7proxy.net.adminsocket import open_admin
 from l7proxy.net.messages import FROM_PROBER, FROM_WORKER
-from l7proxy.probing import FIRST_ANSWERS, Backends
-from l7proxy.reload import Reloader
+from l7proxy.probing import Backends
+from l7proxy.reload import NAMES_SECONDS, Reloader
 from l7proxy.serving import tell
 from l7proxy.supervisor import EXIT_FAILED, Supervisor
 from l7proxy.telemetry import log as operational
@@ -181,9 +181,9 @@ async def _serve(
     async def first() -> None:
         serving = reloader.serving
         supervisor.probe(wanted=serving.manifest.probing)
-        names = backends.names(serving.number, serving.policy)
+        names = serving.manifest.names
         await supervisor.until(
-            lambda: names <= reloader.resolved.keys() or supervisor.draining, FIRST_ANSWERS
+            lambda: names <= reloader.resolved.keys() or supervisor.draining, NAMES_SECONDS
         )
 
     def ready() -> None:
