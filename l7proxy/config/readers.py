@@ -150,7 +150,12 @@ def _said(node: Scalar) -> str:
 
 @dataclass(frozen=True, slots=True)
 class Flag:
-    """`true` or `false`, and none of the other words that YAML 1.1 has for them."""
+    """`true` or `false`, and none of the other words that YAML 1.1 has for them.
+
+    `empty` is what mends a `false` that says nothing; "" where it says something.
+    """
+
+    empty: str = ""
 
     def read(self, walker: Walker, node: Node, what: str) -> bool | None:
         """See Reader."""
@@ -163,6 +168,9 @@ class Flag:
         elif node.tag == "bool":
             value = meaning(node) == "the boolean true"
             word = str(value).lower()
+            if self.empty and not value:
+                walker.error(node, f"{what} that is `{node.text}` says nothing", self.empty)
+                return None
             if node.text == word:
                 return value
             walker.error(node, f"{what} must be {wanted}, and not {_said(node)}", f"write {word}")

@@ -85,12 +85,16 @@ def _values_reader(
 
     def make(walker: Walker, fields: Fields, _node: Node) -> ValueMatch | None:
         value = fields.at("value")
-        if value is None or fields.wrong("type") or fields.wrong("name"):
+        if value is None or fields.wrong("type"):
             return None
         kind = fields.get("type", ValueType.EXACT)
         parse = httpvalues.pattern if kind is ValueType.REGULAR_EXPRESSION else exact
         text = parsed(walker, value.node, value.value, parse)
         return None if text is None else ValueMatch(fields.get("name", ""), text, kind)
+
+    def listed(walker: Walker, fields: Fields, node: Node) -> At[ValueMatch] | None:
+        value, name_at = make(walker, fields, node), fields.at("name")
+        return None if value is None or name_at is None else At(value, name_at.node)
 
     keys = {
         "type": Key(_VALUE_TYPE, "How the value is compared.", default="Exact"),
@@ -116,11 +120,14 @@ def _values_reader(
     )
     return Kinds(
         mapping=Made(every, _from_map),
-        sequence=ListOf(
-            Made(Table(noun, {**named, **keys}), make),
-            noun,
-            f"write {{{example}}}",
-            most=MAX_VALUES,
+        sequence=Made(
+            ListOf(
+                Made(Table(noun, {**named, **keys}), listed),
+                noun,
+                f"write {{{example}}}",
+                most=MAX_VALUES,
+            ),
+            lambda _walker, entries, _node: [entry.value for entry in entries],
         ),
     )
 

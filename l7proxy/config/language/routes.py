@@ -100,14 +100,7 @@ def _access_table(verb: str) -> Table:
 ALLOW, DENY = _access_table("allow"), _access_table("deny")
 
 
-def _no_false(walker: Walker, value: bool, node: Node) -> bool | None:
-    if not value:
-        walker.error(node, "`deny: false` says nothing", "remove it")
-        return None
-    return value
-
-
-DENY_ALL = Made(Flag(), _no_false)
+DENY_ALL = Flag(empty="remove it, or write what it denies")
 DENY_OR_ACCESS: Kinds[Any] = Kinds(scalar=DENY_ALL, sequence=DENY, mapping=DENY)
 
 
