@@ -1,27 +1,18 @@
 """The sample policies: each loads, has the warnings it admits to, and routes as its comments say.
 
-A comment line such as `#   curl -H 'Host: api.example.com' http://127.0.0.1:8080/v1 -> route api`
-or `#   shop.example.com/cart -> route cart` is a promise; every one of them is tried.
+`promises` reads the comments. `tests/socket/test_policies_run.py` tries the same with real traffic.
 """
 
 from __future__ import annotations
 
-import re
-from pathlib import Path
-
 import pytest
+from promises import FOLDER, SAMPLES, Promise, read
 
 from l7proxy.config import check
-from l7proxy.model import Decision, Forward, Policy, Protocol, Request, Respond
-from l7proxy.routing import Router, compile_routers
+from l7proxy.model import Decision, Deny, Forward, Hello, Policy, Redirect, Request, Respond
+from l7proxy.routing import compile_routers
 
-FOLDER = Path(__file__).resolve().parents[2] / "policies"
-SAMPLES = sorted(path.name for path in FOLDER.glob("*.yaml"))
-
-PROMISE = re.compile(r"^#   (?P<what>\S.*?) +-> (?P<route>route [\w-]+|404)", re.MULTILINE)
-CURL = re.compile(r"curl (?:-H 'Host: (?P<host>\S+)' )?http://(?P<at>[^/]+)(?P<path>/\S*)")
-NETCAT = re.compile(r"nc (?P<ip>\S+) (?P<port>\d+)")
-STREAM = re.compile(r"(?P<at>(?:\[[0-9a-f:]+\]|[0-9.]+):\d+)(?P<any>, any host and path)?")
+PROMISES = [promise for name in SAMPLES for promise in read(name)]
 
 
 def sample(name: str) -> tuple[Policy, list[str]]:
@@ -30,87 +21,83 @@ def sample(name: str) -> tuple[Policy, list[str]]:
     return report.policy, [warning.message for warning in report.warnings]
 
 
-def test_there_are_samples() -> None:
-    assert {"quickstart.yaml", "sidecar.yaml", "host-and-path.yaml", "tcp.yaml"} <= set(SAMPLES)
+def test_there_are_samples_for_what_people_do() -> None:
+    assert set(SAMPLES) >= {
+        "quickstart.yaml",
+        "sidecar.yaml",
+        "canary.yaml",
+        "host-and-path.yaml",
+        "tls-passthrough.yaml",
+        "proxy-protocol.yaml",
+        "blue-green.yaml",
+        "maintenance.yaml",
+        "mesh-egress.yaml",
+    }
 
 
 @pytest.mark.parametrize("name", SAMPLES)
 def test_no_error_and_no_warning(name: str) -> None:
-    _, warnings = sample(name)
-    assert warnings == []
+    assert sample(name)[1] == []
 
 
 def listener_at(policy: Policy, at: str) -> str:
-    (name,) = [one.name for one in policy.listeners.values() if str(one.address) == at]
+    (name,) = [one.name for one in policy.listeners.values() if not at or str(one.address) == at]
     return name
 
 
-def ask(policy: Policy, what: str) -> list[Decision]:
-    """The decisions that a comment speaks of; several where it says "any"."""
-    routers = compile_routers(policy)
-    if found := CURL.fullmatch(what):
-        router = routers[listener_at(policy, found["at"])]
-        return [
-            router.decide(
-                Request(host=found["host"] or found["at"].split(":")[0], path=found["path"])
-            )
-        ]
-    if found := NETCAT.fullmatch(what):
-        at = f"[{found['ip']}]:{found['port']}" if ":" in found["ip"] else ":".join(found.groups())
-        return [stream(policy, routers, listener_at(policy, at))]
-    if found := STREAM.fullmatch(what):
-        name = listener_at(policy, found["at"])
-        return anything(routers[name]) if found["any"] else [stream(policy, routers, name)]
-    (name,) = policy.listeners
-    if what == "any host, any path":
-        return anything(routers[name])
-    host, slash, path = what.partition("/")
-    assert slash, f"a promise that is not understood: {what}"
-    return [routers[name].decide(Request(host=host, path=f"/{path}"))]
-
-
-def stream(policy: Policy, routers: dict[str, Router], name: str) -> Decision:
-    assert policy.listeners[name].protocol is Protocol.TCP
-    return routers[name].decide_stream()
-
-
-def anything(router: Router) -> list[Decision]:
+def decisions(policy: Policy, promise: Promise) -> list[Decision]:
+    router = compile_routers(policy)[listener_at(policy, promise.at)]
     return [
-        router.decide(Request(host=host, path=path))
-        for host in ("", "a.test", "::1")
-        for path in ("/", "/a/b")
+        router.decide(ask) if isinstance(ask, Request) else router.decide_stream(ask)
+        for ask in promise.asks
     ]
 
 
-PROMISES = [
-    pytest.param(name, found["what"], found["route"], id=f"{name}: {found['what']}")
-    for name in SAMPLES
-    for found in PROMISE.finditer((FOLDER / name).read_text())
-]
-
-
-@pytest.mark.parametrize(("name", "what", "promised"), PROMISES)
-def test_routes_as_its_comments_say(name: str, what: str, promised: str) -> None:
-    policy, _ = sample(name)
-    for decision in ask(policy, what):
-        if isinstance(decision, Respond):
-            assert str(decision.status) == promised
-        else:
-            assert isinstance(decision, Forward)
-            assert f"route {decision.route.name}" == promised
+@pytest.mark.parametrize(
+    "promise", PROMISES, ids=[f"{promise.sample}: {promise.what}" for promise in PROMISES]
+)
+def test_routes_as_its_comments_say(promise: Promise) -> None:
+    policy, _ = sample(promise.sample)
+    for decision in decisions(policy, promise):
+        match decision:
+            case Forward(route=route):
+                assert (route.name, promise.denied) == (promise.route, False)
+                assert promise.status is None
+            case Deny(route=route):
+                assert route.name == promise.route
+                assert promise.denied or promise.status == 403
+            case Redirect(route=route):
+                assert route.redirect
+                assert (route.name, route.redirect.status) == (promise.route, promise.status)
+            case Respond(status=status, route=by):
+                assert (by.name if by else "", status) == (promise.route, promise.status)
 
 
 @pytest.mark.parametrize("name", SAMPLES)
 def test_every_route_of_a_sample_is_promised_something(name: str) -> None:
     policy, _ = sample(name)
-    promised = {param.values[2] for param in PROMISES if param.values[0] == name}
-    assert {f"route {route.name}" for route in policy.routes} <= promised
+    promised = {promise.route for promise in PROMISES if promise.sample == name}
+    shadowed = {"app"} if name == "maintenance.yaml" else set()  # that is what maintenance means
+    assert {route.name for route in policy.routes} - promised == shadowed
+
+
+def shares(name: str, listener: str, ask: Request | Hello | None, turns: int) -> dict[str, int]:
+    router = compile_routers(sample(name)[0])[listener]
+    found: dict[str, int] = {}
+    for _ in range(turns):
+        made = router.decide(ask) if isinstance(ask, Request) else router.decide_stream(ask)
+        assert isinstance(made, Forward)
+        found[made.backend.name] = found.get(made.backend.name, 0) + 1
+    return found
 
 
 def test_tcp_shares_the_cache_three_to_one() -> None:
-    policy, _ = sample("tcp.yaml")
-    router = compile_routers(policy)["redis"]
-    names = [
-        d.backend.name for d in (router.decide_stream() for _ in range(8)) if isinstance(d, Forward)
-    ]
-    assert (names.count("cache-a"), names.count("cache-b")) == (6, 2)
+    assert shares("tcp.yaml", "redis", None, 8) == {"cache-a": 6, "cache-b": 2}
+
+
+def test_the_canary_gets_five_of_a_hundred() -> None:
+    assert shares("canary.yaml", "web", Request(), 100) == {"stable": 95, "canary": 5}
+
+
+def test_green_waits() -> None:
+    assert shares("blue-green.yaml", "web", Request(), 10) == {"blue": 10}
