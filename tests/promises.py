@@ -1,11 +1,11 @@
-"""What the comments of the sample policies promise, as data: who asks what, and which route answers.
+"""What the comments of the sample policies promise: who asks what, and which route answers.
 
-    #   curl -X POST -H 'Host: a.test' http://127.0.0.1:8080/x?y=1    -> route NAME    [STATUS] words
-    #   tls 127.0.0.1:8443 a.test alpn=h2                             -> route NAME    words
-    #   tls 127.0.0.1:8443 -                                          -> denied by route NAME
-    #   nc ::1 9000                                                   -> route NAME
-    #   127.0.0.1:6379                                                -> route NAME    a bare stream
-    #   any host, any path                                            -> 404           of the listener
+    #   curl -X POST -H 'Host: a.test' http://127.0.0.1:8080/x?y=1 -> route NAME    [STATUS] words
+    #   tls 127.0.0.1:8443 a.test alpn=h2                          -> route NAME    words
+    #   tls 127.0.0.1:8443 -                                       -> denied by route NAME
+    #   nc ::1 9000                                                -> route NAME
+    #   127.0.0.1:6379                                             -> route NAME    a bare stream
+    #   any host, any path                                         -> 404        of the listener
 
 A line in another form is an error, so that no promise goes untried.
 """

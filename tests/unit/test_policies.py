@@ -35,9 +35,18 @@ def test_there_are_samples_for_what_people_do() -> None:
     }
 
 
+WARNINGS = {
+    "maintenance.yaml": [
+        "route `app` can never match: route `maintenance` takes the same requests and stands first"
+    ]
+}
+
+
 @pytest.mark.parametrize("name", SAMPLES)
-def test_no_error_and_no_warning(name: str) -> None:
-    assert sample(name)[1] == []
+def test_no_error_and_exactly_the_warnings_it_admits(name: str) -> None:
+    warnings = sample(name)[1]
+    assert warnings == WARNINGS.get(name, [])
+    assert ("warning of `check`" in (FOLDER / name).read_text()) == bool(warnings)
 
 
 def listener_at(policy: Policy, at: str) -> str:
