@@ -37,7 +37,7 @@ def test_there_are_samples_for_what_people_do() -> None:
 
 WARNINGS = {
     "maintenance.yaml": [
-        "route `app` can never match: route `maintenance` takes the same requests and stands first"
+        "route `app` can never match: route `maintenance` takes its requests first, with priority 10"
     ]
 }
 
