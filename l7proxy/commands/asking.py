@@ -25,7 +25,8 @@ class Unclear(L7ProxyError):
 class Asked:
     """Exactly one of `raw` (an HTTP request as it would be sent) and `hello` is for `listener`.
 
-    Both are None for a TCP stream. `chosen` says why it is this listener.
+    Both are None for a TCP stream. `chosen` says why it is this listener, `client` is whom the
+    connection is from, or whom its PROXY header names.
     """
 
     listener: Listener
@@ -58,6 +59,17 @@ def read(policy: Policy, options: argparse.Namespace) -> Asked:
     return _request(policy, options)
 
 
+def _client(listener: Listener, options: argparse.Namespace) -> str:
+    """Who the connection is from: an address, or nobody's on a unix socket."""
+    from l7proxy.access import UNIX_CLIENT
+    from l7proxy.model import UnixAddress
+
+    if options.client is not None:
+        return str(options.client)
+    plain = isinstance(listener.address, UnixAddress) and listener.proxy_protocol is None
+    return UNIX_CLIENT if plain else CLIENT
+
+
 def _stream(policy: Policy, options: argparse.Namespace) -> Asked:
     from l7proxy.model import Hello, Protocol
 
@@ -72,7 +84,7 @@ def _stream(policy: Policy, options: argparse.Namespace) -> Asked:
     hello = None
     if protocol is Protocol.TLS:
         hello = Hello((options.sni or "").lower().rstrip("."), tuple(options.alpn))
-    return Asked(listener, "it was named", options.client, hello=hello)
+    return Asked(listener, "it was named", _client(listener, options), hello=hello)
 
 
 def _request(policy: Policy, options: argparse.Namespace) -> Asked:
@@ -92,9 +104,10 @@ def _request(policy: Policy, options: argparse.Namespace) -> Asked:
         raise Unclear(f"the port of {options.target!r} is no number") from None
     protocol = Protocol.TLS if url.scheme == "https" else Protocol.HTTP
     listener, chosen = _listening(policy, options.listener, protocol, port)
+    client = _client(listener, options)
     if protocol is Protocol.TLS:
         sni = (options.sni or url.hostname or "").lower()
-        return Asked(listener, chosen, options.client, hello=Hello(sni, tuple(options.alpn)))
+        return Asked(listener, chosen, client, hello=Hello(sni, tuple(options.alpn)))
     if options.sni or options.alpn:
         raise Unclear("an HTTP request has no ClientHello: leave --sni and --alpn out")
     path = options.target if not url.netloc else url.path or "/"
@@ -104,7 +117,7 @@ def _request(policy: Policy, options: argparse.Namespace) -> Asked:
         fields.insert(0, ("Host", url.netloc))
     lines = [f"{options.what} {path}{query} HTTP/1.1", *(f"{n}: {v}" for n, v in fields), "", ""]
     raw = "\r\n".join(lines).encode("utf-8", "surrogateescape")
-    return Asked(listener, chosen, options.client, raw=raw)
+    return Asked(listener, chosen, client, raw=raw)
 
 
 def _named(policy: Policy, name: str) -> Listener:

@@ -59,9 +59,9 @@ def add(commands: Subparsers) -> None:
     explain.add_argument(
         "--client",
         type=asking.client_address,
-        default=asking.CLIENT,
         metavar="IP",
-        help=f"whom the connection is from (default: {asking.CLIENT})",
+        help="whom the connection is from, or whom its PROXY header names (default:"
+        f" {asking.CLIENT}; on a unix socket nobody's address)",
     )
     explain.add_argument("--sni", metavar="NAME", help="of a TLS stream: the name in SNI")
     explain.add_argument(

@@ -131,8 +131,9 @@ def _remedy(path: str, error: OSError | ValueError) -> str:
             there = [one for one in os.listdir(folder or ".") if one.endswith(_SUFFIXES)]
         except OSError:
             return ""
-        near = get_close_matches(name, there[:MAX_FILES], n=1, cutoff=0.6)
-        return f"did you mean `{os.path.join(folder, near[0])}`?" if near else ""
+        stems = {os.path.splitext(one)[0]: one for one in there[:MAX_FILES]}
+        near = get_close_matches(os.path.splitext(name)[0], stems, n=1, cutoff=0.6)
+        return f"did you mean `{os.path.join(folder, stems[near[0]])}`?" if near else ""
     return ""
 
 

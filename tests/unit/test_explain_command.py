@@ -9,6 +9,8 @@ from typing import Any
 import pytest
 from verbs import Verbs
 
+from l7proxy import cli
+
 POLICY = """\
 listeners:
   web:
@@ -188,6 +190,32 @@ def test_what_is_no_request(l7proxy: Verbs, arguments: list[str], status: int, w
     assert found["others"] == []
 
 
+def test_a_unix_socket(l7proxy: Verbs) -> None:
+    """Who may connect to its file is trusted; an abstract one is open to everybody."""
+    arguments = [
+        "GET",
+        "/cart",
+        "--listener",
+        "web",
+        "-H",
+        "Host: shop.test",
+        "-H",
+        "X-Real-IP: 9.9.9.9",
+    ]
+    trust = "address: 127.0.0.1:8080\n    trustedProxies: [10.0.0.0/8]"
+    l7proxy.write(POLICY.replace(trust, "address: unix:/run/web.sock"))
+    found = ask(l7proxy, *arguments)
+    assert found["client"] == {"address": "unix:", "fromTrustedProxy": True}
+    assert "X-Real-IP: 9.9.9.9\r\n" in found["head"]
+    without = POLICY.replace("    deny: [203.0.113.0/24]\n", "")
+    l7proxy.write(without.replace(trust, "address: unix:@web"))
+    found = ask(l7proxy, *arguments)
+    assert found["client"] == {"address": "unix:", "fromTrustedProxy": False}
+    assert "X-Real-IP" not in found["head"]
+    l7proxy.write(without.replace(trust, "address: unix:/x\n    proxyProtocol: require"))
+    assert ask(l7proxy, *arguments)["client"]["address"] == "192.0.2.1"
+
+
 def test_no_route(l7proxy: Verbs) -> None:
     found = web(l7proxy, "GET", "http://nobody.test/")
     assert (found["action"], found["answer"]) == ("refuse", "404: no route matches")
@@ -278,3 +306,18 @@ def test_many_other_routes_are_cut_for_people(l7proxy: Verbs) -> None:
     _, out, _ = l7proxy("explain", "p.yaml", "GET", "http://tea.test:8080/")
     assert out.endswith("          and 15 more, which --json tells\n")
     assert len(web(l7proxy, "GET", "http://tea.test/")["others"]) == 35
+
+
+@pytest.mark.parametrize(
+    ("arguments", "why"),
+    [
+        (["--client", "10.0.0"], "argument --client: '10.0.0' is no IP address"),
+        (["-H", "no colon"], "'no colon' is no header: write 'name: value'"),
+        (["-H", ": x"], "': x' is no header: write 'name: value'"),
+    ],
+)
+def test_wrong_usage(capsys: pytest.CaptureFixture[str], arguments: list[str], why: str) -> None:
+    with pytest.raises(SystemExit) as caught:
+        cli.main(["explain", "p.yaml", "GET", "http://shop.test/", *arguments])
+    assert caught.value.code == 2
+    assert why in capsys.readouterr().err

@@ -272,6 +272,10 @@ def test_a_misspelled_name(tmp_path: Path) -> None:
     (error,) = check(f"{tmp_path}/polcy.yaml").errors
     assert error.message == "cannot read this file: No such file or directory"
     assert error.hint == f"did you mean `{tmp_path}/policy.yaml`?"
+    (error,) = check(f"{tmp_path}/other.yaml").errors  # only the ending is alike
+    assert error.hint == ""
+    (error,) = check(f"{tmp_path}/policy.yml").errors
+    assert error.hint == f"did you mean `{tmp_path}/policy.yaml`?"
     (error,) = check(f"{tmp_path}/no/policy.yaml").errors
     assert error.hint == ""
 
