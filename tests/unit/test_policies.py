@@ -37,7 +37,8 @@ def test_there_are_samples_for_what_people_do() -> None:
 
 WARNINGS = {
     "maintenance.yaml": [
-        "route `app` can never match: route `maintenance` takes its requests first, with priority 10"
+        "route `app` can never match: route `maintenance` takes its requests first, with"
+        " priority 10"
     ]
 }
 
@@ -46,7 +47,7 @@ WARNINGS = {
 def test_no_error_and_exactly_the_warnings_it_admits(name: str) -> None:
     warnings = sample(name)[1]
     assert warnings == WARNINGS.get(name, [])
-    assert ("warning of `check`" in (FOLDER / name).read_text()) == bool(warnings)
+    assert ("`check` warns" in (FOLDER / name).read_text()) == bool(warnings)
 
 
 def listener_at(policy: Policy, at: str) -> str:
