@@ -95,6 +95,9 @@ def run(options: Options) -> int:
     reloader = Reloader(options.policy, first, Rows(shared))
     pairs = _pairs(reloader.serving.manifest.listeners, workers, files)
     way = _load(wanted, options.datapath, workers, pairs)
+    if way.splicers:
+        limits = sum(one.limits.connections for one in reloader.serving.manifest.listeners)
+        reloader.pairs = max(limits, pairs * workers)
     access_log = AccessLog.open(options.access_log)
 
     # Python imports codecs when they are first used, and the workers' user may not be able to read

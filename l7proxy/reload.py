@@ -100,6 +100,7 @@ class Reloader:
         self._changes = ""
         self.supervisor: Supervisor
         self.resolved: dict[str, tuple[str, ...]] = {}
+        self.pairs: int | None = None  # that the BPF maps hold, if there are any
         self.current: Serving | None = None
         try:
             self.current = self._opener.open(first.policy, None)
@@ -121,8 +122,12 @@ class Reloader:
     def on_start(self, slot: int) -> None:
         """A worker has started with the policy in force."""
         self._committed.add(slot)
-        if self._preparing is not None and slot < self.supervisor.configured:
+        if self._preparing is None:
+            return
+        if slot < self.supervisor.configured:
             self._tell(slot, self._preparing)
+        else:  # the prober
+            self.supervisor.send(slot, Probe(), [self._preparing.policy])
 
     def on_exit(self, slot: int) -> None:
         """A worker has ended."""
@@ -208,6 +213,10 @@ class Reloader:
         except Refused as error:
             self._give_up(new)
             return self._refuse(loading.failure(str(error)))
+        except Exception:
+            log.exception("internal error; the policy is not taken")
+            self._give_up(new)
+            return self._refuse(loading.failure("internal error, the log has it"))
         except BaseException:  # cancelled: the drain has begun
             self._give_up(new)
             raise
@@ -230,6 +239,7 @@ class Reloader:
                 seconds=f"{seconds:.2f}",
             )
         )
+        self._check_pairs()
         return Outcome(
             True,
             self.serving.number,
@@ -238,6 +248,18 @@ class Reloader:
             result.warnings,
             tuple(result.problems),
         )
+
+    def _check_pairs(self) -> None:
+        most = sum(listener.limits.connections for listener in self.serving.manifest.listeners)
+        if self.pairs is not None and most > self.pairs:
+            log.warning(
+                event(
+                    "the maps keep the size that they were made with, more pairs are relayed",
+                    pairs=self.pairs,
+                    limits=most,
+                    remedy="restart l7proxy to have them made anew",
+                )
+            )
 
     def _refuse(self, result: Result) -> Outcome:
         self._failed += 1

@@ -24,12 +24,11 @@ import os
 import signal
 import time
 from collections.abc import Awaitable, Callable, Iterator, Sequence
-from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
-from l7proxy.net import channel, process
-from l7proxy.net.channel import Channel, ChannelBroken, ChannelClosed
+from l7proxy.child import Child
+from l7proxy.net import process
 from l7proxy.telemetry.log import event
 
 log = logging.getLogger(__name__)
@@ -44,21 +43,6 @@ BACKOFF_MOST = 5.0
 HOPELESS = 5  # early deaths of every slot while no worker ever came up: give up
 PROGRESS = 5.0  # seconds between two lines about a drain
 _INSIST = 0.5  # seconds between two requests to reset: signals of the same number coalesce
-
-
-@dataclass(slots=True)
-class _Slot:
-    """A child's place. `channel` is the supervisor's end; closing it sends the child away."""
-
-    number: int
-    name: str
-    body: Callable[[int], int]
-    accepts: Sequence[type]
-    pid: int = 0
-    channel: Channel | None = None
-    started: float = 0.0
-    early_deaths: int = 0
-    restart: asyncio.TimerHandle | None = field(default=None, repr=False)
 
 
 class Supervisor:
@@ -98,15 +82,17 @@ class Supervisor:
         self._reset_seconds = reset_seconds
         self._inherited = inherited
         self._on_start = on_start
-        self._on_message = on_message
         self._on_exit = on_exit
         self._on_drain = on_drain
         self._on_hangup = on_hangup
         self._active = active
         self._slots = [
-            _Slot(number, "worker", partial(child, number), accepts) for number in range(workers)
+            Child(number, "worker", partial(child, number), accepts, on_message, self._wake)
+            for number in range(workers)
         ]
-        self._prober = None if prober is None else _Slot(workers, "prober", prober, prober_accepts)
+        self._prober: Child | None = None
+        if prober is not None:
+            self._prober = Child(workers, "prober", prober, prober_accepts, on_message, self._wake)
         self._is_probing = False
         self._stop_signals = 0
         self._came_up = False
@@ -190,38 +176,24 @@ class Supervisor:
         elif not wanted:
             self._dismiss(slot)
 
-    def _dismiss(self, slot: _Slot) -> None:
-        if slot.restart is not None:
-            slot.restart.cancel()
-            slot.restart = None
-        if slot.pid:
-            self._hang_up(slot)
+    def _dismiss(self, slot: Child) -> None:
+        slot.cancel_restart()
+        slot.hang_up()
 
     # ---- messages
 
     def send(self, number: int, message: Any, fds: Sequence[int] = ()) -> None:
         """Send a message to the child in this slot; one that is gone is not told."""
-        slot = self._slot(number)
-        if slot.channel is None:
-            return
-        try:
-            slot.channel.send(message, fds)
-        except ChannelClosed:
-            return  # it is ending: SIGCHLD says when
-        except ChannelBroken as error:
-            self._dispose(slot, str(error))
-            return
-        if slot.channel.waiting:
-            asyncio.get_running_loop().add_writer(slot.channel.fileno(), self._flush, slot)
+        self._slot(number).send(message, fds)
 
     def send_workers(self, message: Any, fds: Sequence[int] = ()) -> None:
         """Send a message to every worker that there is."""
         for slot in self._slots:
-            self.send(slot.number, message, fds)
+            slot.send(message, fds)
 
     def replace(self, number: int, why: str) -> None:
         """Kill the child in this slot; another one takes its place."""
-        self._dispose(self._slot(number), why)
+        self._slot(number).kill(why)
 
     def has(self, number: int) -> bool:
         """Whether there is a child in this slot."""
@@ -231,80 +203,27 @@ class Supervisor:
         """Wait for what a message or the end of a child brings about; False: the time was up."""
         return await self._until(condition, seconds)
 
-    def _slot(self, number: int) -> _Slot:
+    def _slot(self, number: int) -> Child:
         if number == len(self._slots) and self._prober is not None:
             return self._prober
         return self._slots[number]
 
-    def _flush(self, slot: _Slot) -> None:
-        if slot.channel is None:
-            return
-        try:
-            slot.channel.flush()
-        except ChannelClosed:
-            pass
-        else:
-            if slot.channel.waiting:
-                return
-        asyncio.get_running_loop().remove_writer(slot.channel.fileno())
-
-    def _hear(self, slot: _Slot) -> None:
-        end = slot.channel
-        assert end is not None
-        try:
-            for received in end.receive():
-                self._on_message(slot.number, received.message)
-                if slot.channel is not end:
-                    return
-        except ChannelClosed:
-            asyncio.get_running_loop().remove_reader(end.fileno())  # SIGCHLD says how it ended
-        except ChannelBroken as error:
-            self._dispose(slot, str(error))
+    def _wake(self) -> None:
         self._changed.set()
-
-    def _dispose(self, slot: _Slot, why: str) -> None:
-        """Kill a child that cannot be relied on any more."""
-        if not slot.pid:
-            return
-        log.error(event(f"{slot.name} killed", slot=slot.number, pid=slot.pid, why=why))
-        try:
-            os.kill(slot.pid, signal.SIGKILL)
-        except PermissionError:
-            pass
-        self._close(slot)
-
-    def _close(self, slot: _Slot) -> None:
-        if slot.channel is not None:
-            loop = asyncio.get_running_loop()
-            loop.remove_reader(slot.channel.fileno())
-            loop.remove_writer(slot.channel.fileno())
-            slot.channel.close()
-            slot.channel = None
 
     # ---- a child's life
 
-    def _spawn(self, slot: _Slot) -> None:
+    def _spawn(self, slot: Child) -> None:
         slot.restart = None
         try:
-            ours, theirs = channel.pair()
-            with theirs:
-                keep = self._keep | self._inherited() | {theirs.fileno()}
-                try:
-                    pid = process.fork(partial(slot.body, theirs.fileno()), keep)
-                except OSError:
-                    ours.close()
-                    raise
+            slot.start(self._keep | self._inherited())
         except OSError as error:  # no descriptor or no process is left: that may pass
             log.error(event("fork failed", slot=slot.number, why=error.strerror))
             self._retry(slot)
             return
-        slot.pid, slot.started = pid, time.monotonic()
-        slot.channel = Channel(ours, slot.accepts)
-        asyncio.get_running_loop().add_reader(ours.fileno(), self._hear, slot)
-        log.debug(event(f"{slot.name} started", slot=slot.number, pid=pid))
         self._on_start(slot.number)
 
-    def _children(self) -> Iterator[_Slot]:
+    def _children(self) -> Iterator[Child]:
         yield from self._slots
         if self._prober is not None:
             yield self._prober
@@ -318,11 +237,10 @@ class Supervisor:
                     self._ended(slot, os.waitstatus_to_exitcode(status))
         self._changed.set()
 
-    def _ended(self, slot: _Slot, code: int) -> None:
+    def _ended(self, slot: Child, code: int) -> None:
         pid, lived = slot.pid, time.monotonic() - slot.started
-        hung_up = slot.channel is None
-        self._close(slot)
-        slot.pid = 0
+        hung_up = not slot.is_connected
+        slot.ended()
         lost = self._on_exit(slot.number)
         if slot is self._prober:
             level = logging.ERROR if self._is_probing else logging.DEBUG
@@ -357,7 +275,7 @@ class Supervisor:
         self._came_up |= lived >= HEALTHY or code == -signal.SIGKILL
         self._replace(slot)
 
-    def _replace(self, slot: _Slot) -> None:
+    def _replace(self, slot: Child) -> None:
         """At once; later and later for a slot whose workers die early again and again."""
         if not self._came_up and all(other.early_deaths >= HOPELESS for other in self._slots):
             log.error("giving up: no worker ever came up; what ended them is told above")
@@ -369,7 +287,7 @@ class Supervisor:
             return
         self._retry(slot)
 
-    def _retry(self, slot: _Slot) -> None:
+    def _retry(self, slot: Child) -> None:
         delay = min(BACKOFF_MOST, BACKOFF_FIRST * 2.0 ** max(0, slot.early_deaths - 2))
         log.warning(event(f"{slot.name} restarts later", slot=slot.number, seconds=f"{delay:.1f}"))
         slot.restart = asyncio.get_running_loop().call_later(delay, self._spawn, slot)
@@ -426,7 +344,7 @@ class Supervisor:
         if self._prober is not None and self._prober.pid:
             self._dismiss(self._prober)
             if not await self._until(lambda: not self.has(self.configured), self._reset_seconds):
-                self._dispose(self._prober, "it does not end")
+                self._prober.kill("it does not end")
         if self.running:
             log.warning(event("killing workers", workers=self.running))
             if self._signal_all(signal.SIGKILL):
@@ -436,9 +354,7 @@ class Supervisor:
 
     def _cancel_restarts(self) -> None:
         for slot in self._children():
-            if slot.restart is not None:
-                slot.restart.cancel()
-                slot.restart = None
+            slot.cancel_restart()
 
     def _signal_all(self, number: signal.Signals) -> bool:
         """Signal every worker; False if that is not permitted, and they were hung up on."""
@@ -453,13 +369,11 @@ class Supervisor:
                 self._hang_up(slot)
         return permitted
 
-    def _hang_up(self, slot: _Slot) -> None:
-        """Close the channel: a worker resets its connections and leaves at once."""
-        if slot.channel is None:
+    def _hang_up(self, slot: Child) -> None:
+        """It may not be signalled: the other way to send a worker off."""
+        if not slot.is_connected:
             return
-        self._close(slot)
-        if slot is self._prober:
-            return
+        slot.hang_up()
         log.warning(
             event(
                 "not permitted to signal a worker, its connections are reset",

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import json
 import os
 import re
 import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Iterator
@@ -439,6 +441,32 @@ def test_no_reload_while_it_drains(blue: Answering, green: Answering) -> None:
             live.send(b"y")
             assert live.read(1) == b"y"
         assert proxy.wait() == 0
+
+
+def test_new_names_have_addresses_when_the_policy_comes_into_force(
+    blue: Answering, green: Answering
+) -> None:
+    with (
+        tempfile.NamedTemporaryFile("w") as known,
+        Proxy(
+            policy(blue), "copy", workers=2, entry=("-m", "tests.resolving", known.name)
+        ) as proxy,
+    ):
+        json.dump({"green.test": ["127.0.0.1"]}, known)
+        known.flush()
+        os.chmod(known.name, 0o644)  # the prober is another user
+        address = proxy.address("web")
+        named = policy(green).replace("127.0.0.1:" + str(green.port), f"green.test:{green.port}")
+        for _ in range(3):
+            proxy.reload(named)
+            assert [ask(address) for _ in range(4)] == ["green"] * 4
+            proxy.reload(policy(blue))
+            assert ask(address) == "blue"
+        nowhere = policy(green).replace("127.0.0.1:" + str(green.port), "nowhere.test:80")
+        proxy.reload(nowhere)
+        with pytest.raises(OSError, match="503"):
+            ask(address)
+        proxy.stop()
 
 
 # ---- workers that die

@@ -24,6 +24,7 @@ import pytest
 
 from l7proxy import supervisor as module
 from l7proxy.errors import StartupError
+from l7proxy.net import channel
 from l7proxy.net.channel import Channel, ChannelClosed
 from l7proxy.net.process import STOP
 from l7proxy.supervisor import Supervisor
@@ -240,7 +241,7 @@ def test_when_nothing_can_be_forked_it_is_tried_again(
     before = descriptors()
     supervisor = Supervisor(1, obedient)
     failures = iter([OSError(errno.EAGAIN, "try again"), OSError(errno.EMFILE, "too many")])
-    owner, name = (os, "fork") if missing == "process" else (module.channel, "pair")
+    owner, name = (os, "fork") if missing == "process" else (channel, "pair")
     real = getattr(owner, name)
 
     def failing(*arguments: object) -> object:
