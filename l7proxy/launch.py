@@ -281,6 +281,7 @@ def collect(
             },
         },
         "overflows": shared.total(Counter.OVERFLOWS),
+        "odd_answers": shared.total(Counter.ODD_ANSWERS),
         "errors": shared.errors(),
         "kernel": {name: moved(name) for name in ("passed", "trims", "trimmed_bytes", "drops")},
     }

@@ -343,6 +343,7 @@ def test_a_life(tmp_path: Path, policy: str, datapath: str) -> None:
             "pairs",
             "bytes",
             "overflows",
+            "odd_answers",
             "errors",
             "kernel",
         }

@@ -333,9 +333,11 @@ def test_an_odd_answer_is_passed_on_as_it_is(proxy: Proxy, backend: Backend, ans
         peer.send(answer)
 
     backend.play(script)
+    before = proxy.stats()["odd_answers"]
     with connect(proxy.address("web")) as client:
         client.send(get(b"/sticky"))
         assert client.rest() == answer
+    assert proxy.settled()["odd_answers"] == before + 1
 
 
 @pytest.mark.parametrize("ending", ["end", "reset"])
