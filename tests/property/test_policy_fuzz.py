@@ -60,6 +60,7 @@ def test_any_bytes(tmp_path: Path, data: bytes) -> None:
 
 
 pieces = st.one_of(
+    st.sampled_from(["${", "${A}", "${A:-b}", "${B}", "$${A}", "${A", "\\x24{A}", "$", "}"]),
     st.sampled_from(["", " ", "\n", "\t", ":", "?", "|", "-", "[", "]", "{", "}", ",", "*"]),
     st.sampled_from(["- ", ": ", "&a ", "*a", "<<: ", "'", '"', "no", "null", "~", "0x", "012"]),
     st.sampled_from(["1:30", "/..", "%2f", "*.", "::1", "é", "\x00", "---\n", "!!", "#", "@", "%"]),
@@ -72,7 +73,19 @@ def test_samples_with_something_changed(data: st.DataObject) -> None:
     for _ in range(data.draw(st.integers(1, 4))):
         at = data.draw(st.integers(0, len(text)))
         text = text[:at] + data.draw(pieces) + text[at + data.draw(st.integers(0, 12)) :]
-    sound(check_text(text, "p.yaml"))
+    sound(check_text(text, "p.yaml", {"A": data.draw(st.sampled_from(["", "1", "*", "{a: b}"]))}))
+
+
+@given(st.text(), st.sampled_from(["${A}", "'${A}'", '"${A}"', "x${A}", "|\n      ${A}\n"]))
+def test_no_variable_changes_the_structure(value: str, written: str) -> None:
+    text = (
+        f"listeners:\n  web:\n    address: {written}\n"
+        "routes: [{name: a, respond: 404}]\nbackends: {app: {endpoints: [127.0.0.1:9]}}\n"
+    )
+    report = check_text(text, "p.yaml", {"A": value})
+    sound(report)
+    assert all(error.place.location.line in (3, 4) for error in report.errors)
+    assert report.policy is None or set(report.policy.listeners) == {"web"}
 
 
 # Right shape, wrong content: reaches what broken YAML never does.
