@@ -26,7 +26,7 @@ What follows from them for a group:
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from enum import IntEnum
 
@@ -189,6 +189,11 @@ def slow_start_share(back_since: float, seconds: float, now: float) -> float:
     if not back_since or now >= back_since + seconds:
         return 1.0
     return max(SLOW_START_FIRST, (now - back_since) / seconds)
+
+
+def ejects(rules: Ejection, weights: Iterable[int]) -> bool:
+    """Whether a group with these weights ejects at all: the only one of a group never is."""
+    return rules.failures > 0 and sum(weight > 0 for weight in weights) > 1
 
 
 def may_eject(seen: Sequence[Seen], at: int, rules: Ejection, now: float) -> bool:

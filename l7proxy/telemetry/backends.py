@@ -40,8 +40,9 @@ def _group(
     found = members(backend, resolved)
     rows = [slot.find(endpoint_key(backend.name, one.address)) for one in found]
     checks = backend.health is not None
+    ejects = health.ejects(backend.ejection, (one.weight for one in found))
     seen = [
-        Seen(one.weight) if row is None else row.seen(one.weight, checks=checks)
+        Seen(one.weight) if row is None else row.seen(one.weight, checks=checks, ejects=ejects)
         for one, row in zip(found, rows, strict=True)
     ]
     names = {one.address.name for one in backend.endpoints if isinstance(one.address, NameAddress)}

@@ -322,21 +322,20 @@ class Row:
         words[base + _CHECK_BACK] = int(back_since * _MICROSECONDS)
         words[base + _CHECKED] = checked
 
-    def seen(self, weight: int, *, checks: bool) -> Seen:
-        """All of it for `health.standing`. `checks`: the group has active checks.
+    def seen(self, weight: int, *, checks: bool, ejects: bool) -> Seen:
+        """All of it for `health.standing`. The group has active `checks`; it `ejects`.
 
-        Without them what an earlier policy's checks said does not count.
+        If it does not, what was found under an earlier policy that did does not count.
         """
         words, base = self._words, self._base
-        back = words[base + _BACK]
+        checked, ejected_until, back = Checked.UNKNOWN, 0, 0
         if checks:
-            back = max(back, words[base + _CHECK_BACK])
-        return Seen(
-            weight,
-            Checked(words[base + _CHECKED]) if checks else Checked.UNKNOWN,
-            words[base + _EJECTED_UNTIL] / _MICROSECONDS,
-            back / _MICROSECONDS,
-        )
+            checked = Checked(words[base + _CHECKED])
+            back = words[base + _CHECK_BACK]
+        if ejects:
+            ejected_until = words[base + _EJECTED_UNTIL]
+            back = max(back, words[base + _BACK])
+        return Seen(weight, checked, ejected_until / _MICROSECONDS, back / _MICROSECONDS)
 
 
 def endpoint_key(group: str, address: object) -> str:

@@ -162,8 +162,8 @@ class Group:
         self.places = places
         if self.backend.sticky is not None:
             self._by_token = {place.token: place for place in places}
-        takers = sum(place.member.weight > 0 for place in places)
-        self._ejects = self.backend.ejection.failures > 0 and takers > 1
+        weights = [place.member.weight for place in places]
+        self._ejects = health.ejects(self.backend.ejection, weights)
         self._is_fixed = self.backend.health is None and not self._ejects
 
     def _fill(self, *, at_once: bool) -> None:
@@ -227,8 +227,11 @@ class Group:
         return self._standing
 
     def _seen(self) -> list[health.Seen]:
-        checks = self.backend.health is not None
-        return [place.row.seen(place.member.weight, checks=checks) for place in self.places]
+        checks, ejects = self.backend.health is not None, self._ejects
+        return [
+            place.row.seen(place.member.weight, checks=checks, ejects=ejects)
+            for place in self.places
+        ]
 
     def _come_back(self, place: Place, now: float) -> None:
         with self._slot.locked():

@@ -131,6 +131,20 @@ def test_who_is_never_ejected(
     assert view.place(A).row.failures() == 100
 
 
+@pytest.mark.parametrize("slow_start", [0.0, 60.0])
+def test_a_policy_that_ejects_nobody_forgets_ejections(
+    board: HealthBoard, slow_start: float
+) -> None:
+    """Such a group looks at states once only: what it saw then would count for ever."""
+    view = View(board, 0, backend(A, B, ejection=Ejection(failures=1)))
+    view.fails(A)
+    assert view.order() == [str(B)]
+    rules = backend(A, B, ejection=Ejection(failures=0), slow_start=slow_start)
+    view = View(board, 1, rules)
+    assert sorted(view.order()) == [str(A), str(B)]
+    assert view.group.standing(NOW).weights == (100, 100)
+
+
 def test_what_the_prober_finds_counts_at_once(board: HealthBoard) -> None:
     view = View(board, 0, backend(A, B, health=HealthCheck()))
     assert len(view.order()) == 2

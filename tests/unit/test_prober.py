@@ -174,7 +174,7 @@ def test_an_endpoint_goes_down_and_comes_back(
             assert (shown["state"], shown["why"]) == ("down", "connection refused")
             async with await open_port(port):
                 await room.until(lambda: room.state("app", address) is Checked.UP)
-            assert row.seen(1, checks=True).back_since > 0
+            assert row.seen(1, checks=True, ejects=True).back_since > 0
         found = [text for text in caplog.messages if text.startswith("endpoint")]
         assert found == [
             f'endpoint down backend=app endpoint={address} why="connection refused"',

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
-from l7proxy.health import Checked, Failure, Marks
+from l7proxy.health import Checked, Failure, Marks, Seen
 from l7proxy.telemetry.health import HealthBoard, HealthSlot, endpoint_key, group_key
 
 
@@ -98,13 +98,14 @@ def test_what_is_seen_of_an_endpoint(board: HealthBoard) -> None:
     row = board.slot(0).attach("a")
     row.store(MARKS)
     row.store_check(Checked.UP, 0, back_since=1300.0)
-    seen = row.seen(5, checks=True)
+    seen = row.seen(5, checks=True, ejects=True)
     assert (seen.weight, seen.checked) == (5, Checked.UP)
     assert (seen.ejected_until, seen.back_since) == (1234.5, 1300.0)
     row.store_check(Checked.DOWN, 0)
     # a group without checks does not care what those of an earlier policy said
-    assert row.seen(5, checks=False).checked is Checked.UNKNOWN
-    assert row.seen(5, checks=False).back_since == 1200.25
+    assert row.seen(5, checks=False, ejects=True).checked is Checked.UNKNOWN
+    assert row.seen(5, checks=False, ejects=True).back_since == 1200.25
+    assert row.seen(5, checks=False, ejects=False) == Seen(5)
 
 
 def test_an_endpoint_that_was_away_is_still_known(board: HealthBoard) -> None:
@@ -144,7 +145,7 @@ def test_without_a_row_everything_works_but_is_not_shared(
     alone.begin_dial()
     alone.store(MARKS)
     assert (alone.present(), alone.dialling()) == (1, 1)
-    assert alone.seen(1, checks=True).ejected_until == 1234.5
+    assert alone.seen(1, checks=True, ejects=True).ejected_until == 1234.5
     assert another.present() == 0
     assert caplog.messages == ["too many endpoints and backends to share the health of all limit=4"]
     alone.detach()
