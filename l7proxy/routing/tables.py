@@ -25,14 +25,13 @@ _LOWEST = -(1 << 62)
 _rank = attrgetter("rank")
 
 
-def insert(rules: list[Rule], rule: Rule) -> bool:
-    """Put a rule where it ranks; False when it could never win there."""
+def insert(rules: list[Rule], rule: Rule) -> None:
+    """Put a rule where it ranks, and drop what could never win there."""
     if rules and not rules[-1].conditions and rules[-1].rank < rule.rank:
-        return False
+        return
     insort(rules, rule, key=_rank)
     if not rule.conditions:
         del rules[rules.index(rule) + 1 :]
-    return True
 
 
 def first(rules: list[Rule], facts: Facts, floor: int) -> Rule | None:

@@ -54,6 +54,8 @@ from l7proxy.routing import (
     readings,
     takes_everything,
 )
+from l7proxy.routing.rules import Rule
+from l7proxy.routing.tables import insert
 
 EXACT, PREFIX = PathType.EXACT, PathType.PATH_PREFIX
 
@@ -594,6 +596,30 @@ def test_a_route_that_cannot_win_costs_nothing() -> None:
     one = router(*(route(f"r{i}") for i in range(1_000)))
     assert decided(one, "h", "/") == "r0"
     assert calls(one, "h", "/") < 20
+
+
+def test_what_can_never_win_is_dropped() -> None:
+    def rule(order: int, priority: int = 0, method: str | None = None) -> Rule:
+        match = Match(method=method)
+        return Rule(Route("r", (match,), priority=priority), match, order, (), None)
+
+    rules: list[Rule] = []
+    kept = rule(0), rule(1, method="GET"), rule(2, priority=1, method="PUT")
+    for one in kept:
+        insert(rules, one)
+    insert(rules, rule(3))
+    insert(rules, rule(4, priority=-1, method="GET"))
+    assert rules == [kept[2], kept[1], kept[0]]
+    urgent = rule(5, priority=1)
+    insert(rules, urgent)
+    assert rules == [kept[2], urgent]
+
+
+def test_a_table_without_a_higher_priority_is_not_searched() -> None:
+    urgent = replace(route("urgent", hosts=("h.test",)), priority=1)
+    deep = route("deep", *(f"{'/a' * n}" for n in range(1, 30)))
+    assert calls(router(urgent, deep), "h.test", "/a" * 29) < 25
+    assert calls(router(urgent, deep), "other", "/b" * 29) > 40
 
 
 def test_priorities_cost_no_tables() -> None:

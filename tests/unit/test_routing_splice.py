@@ -75,6 +75,12 @@ def test_what_is_hidden_does_not_count() -> None:
     assert said(low, ALL, replace(OTHER, priority=-2)) == SAME
 
 
+def test_of_two_that_tie_the_first_one_counts() -> None:
+    changing = replace(ALL, name="later", filters=Filters(HeaderChanges(remove=("x",))))
+    assert said(ALL, changing) == SAME
+    assert said(changing, ALL)[0] is Splice.REQUEST
+
+
 @pytest.mark.parametrize(
     ("routes", "why"),
     [
