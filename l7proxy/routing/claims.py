@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import lru_cache
 from typing import NamedTuple
 
 from l7proxy.model import (
@@ -16,7 +17,7 @@ from l7proxy.model import (
     ValueMatch,
 )
 from l7proxy.routing.conditions import first_of_each
-from l7proxy.routing.hosts import intersect
+from l7proxy.routing.hosts import HostSet, intersect
 from l7proxy.routing.readings import equivalent
 
 EVERY_PATH = PathMatch(PathType.PATH_PREFIX, "/")
@@ -117,9 +118,20 @@ def hostnames_on(route: Route, listener: Listener) -> tuple[str, ...]:
     hosts = route.hostnames or ("",)
     if listener.protocol is Protocol.TCP or not listener.hostnames:
         return hosts
-    return tuple(
-        host for host in hosts if any(intersect(host, other) for other in listener.hostnames)
-    )
+    return tuple(host for host in hosts if _served(host, listener.hostnames))
+
+
+@lru_cache(maxsize=4096)
+def _served(host: str, patterns: tuple[str, ...]) -> bool:
+    """Whether a listener with these hostnames serves any host of the pattern."""
+    if not host or host.startswith("*."):
+        return any(intersect(host, other) for other in patterns)
+    return host.lower() in _host_set(patterns)
+
+
+@lru_cache(maxsize=64)
+def _host_set(patterns: tuple[str, ...]) -> HostSet:
+    return HostSet(patterns)
 
 
 def takes_everything(route: Route) -> bool:
