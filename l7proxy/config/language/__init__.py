@@ -57,9 +57,9 @@ POLICY = Table(
                 most=MAX_ROUTES,
             ),
             "What decides where a first request goes. Of all routes that match it the most"
-            " specific one wins: by hostname, then an `Exact` path, the longest `PathPrefix`, a"
-            " method, the number of headers, the number of query parameters; of equals the first"
-            " in the file.",
+            " specific one wins: by hostname, then an `Exact` path, a `RegularExpression`, the"
+            " longest `PathPrefix`, a method, the number of headers, the number of query"
+            " parameters; of equals the first in the file.",
             required=True,
             hint="write routes: [{name: all, backendRefs: [{name: app}]}]",
         ),

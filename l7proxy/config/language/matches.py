@@ -217,13 +217,15 @@ MATCH = Made(
                 HEADERS,
                 "Header fields that the request has to have, all of them. A map from names to"
                 " values compares them as they are; names have no case. Of two entries with one"
-                " name the first counts.",
+                " name the first counts. A header that the request repeats is one value, joined"
+                " with `, `.",
                 default="any",
             ),
             "queryParams": Key(
                 QUERY_PARAMS,
                 "Parameters that the query has to have, all of them, written as `headers` are."
-                " Of a parameter that a request repeats, the first one counts.",
+                " Of a parameter that a request repeats, the first one counts. They are compared"
+                " as a form is read: `+` is a space, and `%61` is `a`.",
                 default="any",
             ),
             "alpn": Key(
