@@ -10,7 +10,7 @@ is not told.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Container, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields, is_dataclass
 from itertools import islice
 
@@ -82,7 +82,8 @@ def difference(old: Policy, new: Policy, most: int = MOST_PROBES) -> Difference:
         *(Change("route", name, "moved") for name in _moved(list(before), list(after))),
         *_changes("backend", old.backends, new.backends),
     ]
-    effects, probes, complete = _effects(old, new, most)
+    urgent = {change.name for change in changes if change.noun == "route"}
+    effects, probes, complete = _effects(old, new, most, urgent)
     return Difference(tuple(changes), tuple(effects), probes, complete)
 
 
@@ -157,7 +158,9 @@ def _moved(old: Sequence[str], new: Sequence[str]) -> list[str]:
 # ---- what comes of it
 
 
-def _effects(old: Policy, new: Policy, most: int) -> tuple[list[Effect], int, bool]:
+def _effects(
+    old: Policy, new: Policy, most: int, urgent: Container[str]
+) -> tuple[list[Effect], int, bool]:
     shared = [
         (one, new.listeners[name])
         for name, one in old.listeners.items()
@@ -169,7 +172,7 @@ def _effects(old: Policy, new: Policy, most: int) -> tuple[list[Effect], int, bo
     counts: dict[tuple[str, str, str], int] = {}
     probes, complete = 0, True
     for listener, changed in shared:
-        asked = Probes(((old, listener), (new, changed)))
+        asked = Probes(((old, listener), (new, changed)), urgent)
         for probe in islice(asked.all(), most - probes):
             probes += 1
             one, two = (_answer(r[listener.name], probe, texts) for r in routers)

@@ -1,14 +1,15 @@
 """Requests made up from what policies ask for, to see what becomes of them.
 
 Every match is asked for on each of its hostnames, as it stands and without its method, headers and
-query; then come the other combinations of hosts and paths, and a host and a path that nobody named.
-A text that satisfies a regular expression is guessed, and left out where the guess is wrong.
+query, those of routes that changed before all others; then come the other combinations of hosts and
+paths, and a host and a path that nobody named. A text that satisfies a regular expression is
+guessed, and left out where the guess is wrong.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Container, Iterator, Sequence
 from itertools import product
 
 from l7proxy.model import (
@@ -32,8 +33,12 @@ Asked = Request | Hello | None
 class Probes:
     """What one listener is asked, made up from two policies."""
 
-    def __init__(self, sides: Sequence[tuple[Policy, Listener]]) -> None:
-        """Each side is a policy and its listener; both listeners speak the same protocol."""
+    def __init__(self, sides: Sequence[tuple[Policy, Listener]], urgent: Container[str]) -> None:
+        """Each side is a policy and its listener; both listeners speak the same protocol.
+
+        What routes with a name in `urgent` ask for comes first.
+        """
+        self._urgent = urgent
         self._sides = sides
         self._protocol = sides[0][1].protocol
         self._hosts: dict[str, None] = {"unknown.example": None}
@@ -52,10 +57,13 @@ class Probes:
 
     def _every(self) -> Iterator[Asked]:
         http = self._protocol is Protocol.HTTP
-        for policy, listener in self._sides:
+        for _, listener in self._sides:
             for host in listener.hostnames:
                 self._hosts[_host(host)] = None
+        for urgent, (policy, listener) in product((True, False), self._sides):
             for route in policy.routes:
+                if (route.name in self._urgent) is not urgent:
+                    continue
                 for index, hosts in taking_part(route, listener):
                     for host in map(_host, hosts):
                         self._hosts[host] = None

@@ -203,6 +203,14 @@ def test_listeners_that_only_one_has_are_not_asked() -> None:
     assert (found.effects, found.probes) == ((), 0)
 
 
+def test_what_changed_is_asked_first() -> None:
+    many = [f"r{n} h{n}.test > /{n}" for n in range(100)]
+    found = difference(of(*many), of(*many[:-1]), most=10)
+    assert [str(effect) for effect in found.effects] == [
+        "GET http://h99.test/99 and 1 more on web: r99 (backend app) -> no route"
+    ]
+
+
 def test_the_work_is_bounded() -> None:
     many = of(*(f"r{n} h{n}.test > /{n}" for n in range(100)))
     found = difference(many, of(WEB), most=500)
