@@ -361,7 +361,7 @@ class Reloader:
 
     def _give_up(self, new: Serving | None) -> None:
         self._preparing = None
-        if new is None:
+        if new is None or new is self.current:  # it has come into force: there is no way back
             return
         self._probe(self.serving)
         fresh = [number for number in new.sockets if number not in self.serving.sockets]
