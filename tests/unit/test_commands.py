@@ -102,7 +102,7 @@ def test_check_as_json_tells_what_auto_chose(l7proxy: Verbs) -> None:
         ["raw", "all", "connection", True, "what comes over TCP has no requests to tell apart"],
     ]
     assert list(found["splice"][0]) == ["listener", "route", "splice", "auto", "why"]
-    assert [one["severity"] for one in found["problems"]] == ["warning", "note"]
+    assert [one["severity"] for one in found["problems"]] == ["warning", "note", "note"]
 
 
 def test_notes_are_shown_and_are_no_fault(l7proxy: Verbs) -> None:

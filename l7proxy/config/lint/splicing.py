@@ -13,6 +13,7 @@ _MEANS = {
     Splice.CONNECTION: "the whole connection is spliced after its first request",
     Splice.REQUEST: "each connection carries one request, so that every request is routed",
 }
+_STREAM = "the stream is spliced once its backend has taken the connection"
 
 
 def check(walker: Walker, draft: Draft, policy: Policy) -> None:
@@ -22,8 +23,6 @@ def check(walker: Walker, draft: Draft, policy: Policy) -> None:
         for route, written in zip(policy.routes, draft.routes or [], strict=True)
     }
     for listener, written in zip(policy.listeners.values(), draft.listeners or [], strict=True):
-        if listener.protocol is not Protocol.HTTP:
-            continue  # what it comes to there is always the same
         auto = Auto(policy, listener)
         for route in policy.routes:
             auto.add(route)
@@ -52,7 +51,7 @@ def _chosen(
         written.name.node,
         f"`splice: auto` is `{choice.mode}` on listener {quoted(listener.name)}, for {shown}:"
         f" {choice.why}",
-        _MEANS[choice.mode],
+        _MEANS[choice.mode] if listener.protocol is Protocol.HTTP else _STREAM,
         severity=Severity.NOTE,
     )
 
