@@ -52,6 +52,14 @@ class _Attempt:
         self.deadline = deadline
 
 
+# What stands in place of a connection's own before its dial and after it, never written to: idle
+# connections are many, and these would be a quarter of each.
+_NO_ATTEMPTS: dict[int, _Attempt] = {}
+_NO_PLACES: set[Place] = set()
+_NO_RACE: list[Place] = []
+_NOBODY: Iterator[Place] = iter(())
+
+
 class Dialing:
     """The state DIAL of one connection; afterwards, where it was dialled to."""
 
@@ -78,7 +86,7 @@ class Dialing:
         self._is_admitted = False  # counted in the group
         self._is_dialling = False  # counted there as well
         self._place: Place | None = None  # where it is connected to
-        self._attempts: dict[int, _Attempt] = {}  # by descriptor
+        self._attempts = _NO_ATTEMPTS  # by descriptor
 
     def choose(
         self, decision: Forward, request: Requested | None, client: str, hello: Hello | None
@@ -102,9 +110,10 @@ class Dialing:
             self._order = chain((mine,), (place for place in order if place is not mine))
         self._failure: Reason | None = None
         self._dials = 0
-        self._race: list[Place] = []
+        self._attempts = {}
+        self._race = _NO_RACE
         self._race_at = 0.0
-        self._raced: set[Place] = set()
+        self._raced = _NO_PLACES  # whom the race has reached
 
     @property
     def set_cookie(self) -> bytes | None:
@@ -179,7 +188,7 @@ class Dialing:
         while self._race:
             place = self._race.pop(0)
             if place.at >= 0 and group.take(place):
-                self._raced.add(place)
+                self._raced = {*self._raced, place}
                 return place
         if self._attempts:
             return None
@@ -216,7 +225,7 @@ class Dialing:
         except OSError:  # no descriptor: another endpoint would fare no better
             place.leave()
             self._failure = Reason.DESCRIPTORS
-            self._order, self._race = iter(()), []
+            self._order, self._race = _NOBODY, _NO_RACE
             return False
         if connected:
             self._won(place, sock, registered=False)
@@ -248,7 +257,6 @@ class Dialing:
         assert group is not None
         self._settle()
         self._place = place
-        self._order = iter(())
         group.worked(place, Failure.DIAL)
         connection.take_backend(sock, select.EPOLLOUT if registered else None)
         connection.record.dial_ms = connection.elapsed()
@@ -280,7 +288,8 @@ class Dialing:
         """The dial is over, however it went."""
         for attempt in list(self._attempts.values()):
             self._drop(attempt)
-        self._race = []
+        self._attempts, self._race, self._raced = _NO_ATTEMPTS, _NO_RACE, _NO_PLACES
+        self._order = _NOBODY
         if self._is_dialling:
             self._is_dialling = False
             assert self._group is not None
