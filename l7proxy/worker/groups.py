@@ -173,6 +173,7 @@ class Group:
         """
         if not self._by_hash:
             return
+        self._calendar.cancel(self)  # a table that is being filled is not wanted any more
         assert isinstance(self._picker, Hashed)
         names = [place.text for place in self.places]
         full = [place.member.weight for place in self.places]

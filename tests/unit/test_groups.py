@@ -292,6 +292,21 @@ def test_a_table_is_filled_beside_the_traffic(board: HealthBoard) -> None:
         assert view.order(client=client) == fresh.order(client=client)
 
 
+@pytest.mark.parametrize("after", [("10.0.0.9",), ()], ids=["one", "none"])
+def test_a_table_that_is_no_longer_wanted_while_it_is_filled(
+    board: HealthBoard, after: tuple[str, ...]
+) -> None:
+    """DNS answers twice within a moment, and then there is nothing to choose from."""
+    rules = backend(NAME, balance=Balance(BalanceType.HASH, HashOn.CLIENT))
+    view = View(board, 0, rules, **{"app.test": ("10.0.0.1", "10.0.0.2")})
+    view.group.update({"app.test": ("10.0.0.1", "10.0.0.3")}, NOW)
+    view.group.update({"app.test": after}, NOW)
+    for item in view.calendar.due(NOW):
+        item.on_deadline()
+    assert view.order(client="c") == [f"{host}:80" for host in after]
+    assert view.calendar.next() is None
+
+
 # ---- sticky
 
 
