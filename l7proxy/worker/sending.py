@@ -195,7 +195,8 @@ class Sending:
     def answer_ready(self, side: Side, mask: int) -> None:
         """One of the two has bytes, or room, or has gone."""
         if side is Side.CLIENT:
-            if mask & select.EPOLLERR:
+            # EPOLLHUP: both ways are shut, and it would be told of for ever
+            if mask & _GONE:
                 self._connection.client_failed()
             else:
                 self._pass_request()

@@ -106,6 +106,21 @@ def test_unix_on_both_sides(place: Place) -> None:
     assert record["endpoint"] == f"unix:{place.folder}/app.sock"
 
 
+def test_a_client_that_leaves_before_the_answer(place: Place) -> None:
+    """A unix socket tells of that by EPOLLHUP alone, which cannot be masked."""
+
+    def never(peer: Peer) -> None:
+        peer.head()
+        place.backend.tell("asked")
+        peer.ending()
+
+    place.backend.play(never)
+    with place.connect("web") as client:
+        client.send(get(b"/sticky"))
+        place.backend.heard()
+    assert only_record(place.proxy)["reason"] == "client_reset"
+
+
 def test_an_abstract_name(place: Place) -> None:
     answer_once(place.backend)
     with connect_unix(place.name) as client:
