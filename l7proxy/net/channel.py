@@ -53,24 +53,38 @@ class ChannelBroken(L7ProxyError):
 
 @dataclass(slots=True)
 class Received:
-    """A message, and the descriptors that came with it; whoever takes it owns them."""
+    """A message, and the descriptors that came with it; whoever takes it owns them.
+
+    `is_whole`: none of them is missing (see `Channel`).
+    """
 
     message: Any
     fds: list[int]
+    is_whole: bool = True
 
 
 class Channel:
     """One end. `accepts` are the types (frozen dataclasses) of messages that it takes.
 
     Their fields may be `int`, `float`, `bool`, `str`, `X | None`, `tuple[X, ...]`, `dict[str, X]`
-    and dataclasses of these. `fds`: how many descriptors may come with a message.
+    and dataclasses of these. `fds`: how many descriptors may come with a message. `may_lose`: one
+    that finds no room in this process's table is missing from what is received; else that is an end
+    of it all.
     """
 
-    def __init__(self, sock: socket.socket, accepts: Sequence[type], *, fds: int = 0) -> None:
+    def __init__(
+        self,
+        sock: socket.socket,
+        accepts: Sequence[type],
+        *,
+        fds: int = 0,
+        may_lose: bool = False,
+    ) -> None:
         sock.setblocking(False)
         self._sock = sock
         self._readers = {kind.__name__: _reader(kind) for kind in accepts}
         self._room = socket.CMSG_SPACE(fds * _WORD) if fds else 0
+        self._may_lose = may_lose
         self._queue: deque[tuple[bytes, list[int]]] = deque()
 
     def fileno(self) -> int:
@@ -152,13 +166,14 @@ class Channel:
                 _close_all(fds)
                 raise ChannelClosed("the other end has gone")
             try:
-                if flags & (socket.MSG_TRUNC | socket.MSG_CTRUNC):
+                lost = bool(flags & socket.MSG_CTRUNC)
+                if flags & socket.MSG_TRUNC or (lost and not self._may_lose):
                     raise ChannelBroken("a message that is larger than any there is")
                 message = self._read(data)
             except ChannelBroken:
                 _close_all(fds)
                 raise
-            yield Received(message, fds)
+            yield Received(message, fds, not lost)
 
     def _read(self, data: bytes) -> Any:
         try:

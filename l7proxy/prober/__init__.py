@@ -23,7 +23,7 @@ from l7proxy.balance import Member, members
 from l7proxy.health import ActiveCheck, Checked
 from l7proxy.model import Backend, HealthCheck, NameAddress, UnixAddress
 from l7proxy.net import bundle
-from l7proxy.net.channel import Channel, ChannelClosed
+from l7proxy.net.channel import Channel, ChannelBroken, ChannelClosed
 from l7proxy.net.messages import TO_PROBER, Probe, Resolved
 from l7proxy.net.process import EXIT_CRASHED
 from l7proxy.prober import checks
@@ -93,6 +93,9 @@ class Prober:
                     os.close(fd)
                 self._settle()
         except ChannelClosed:
+            self._gone.set()
+        except ChannelBroken as error:  # no descriptor was left for a policy: another one gets it
+            log.error(event("prober leaves", why=error))
             self._gone.set()
 
     # ---- what is looked after

@@ -141,6 +141,8 @@ class Accepting:
             if before is not None and before.protocol is listener.protocol:
                 before.current.router, before.current.groups = current.router, current.groups
                 current = before.current
+            elif before is not None:  # heads that are being read are for the routes that it had
+                before.current.groups = dict(before.current.groups)
             opened = self._listeners[number] = OpenListener(
                 worker=worker,
                 row=row,

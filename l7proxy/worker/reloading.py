@@ -4,6 +4,9 @@ The steps and their messages are told in `net.messages`. What is to be built, an
 be freed, is a row of generators; the loop asks for a slice of that work between two rounds, so that
 connections wait for `SLICE` seconds at the most, and one step more.
 
+A worker whose descriptors are all in use cannot even receive those of another policy, and then says
+so: its connections are worth more than a reload.
+
 The garbage collector is off meanwhile: it would walk through everything that is being built, again
 and again, in one stroke. What a policy is made of is freed by reference counts.
 """
@@ -55,7 +58,9 @@ class Reloading:
 
     def __init__(self, worker: Worker, control_fd: int) -> None:
         self._worker = worker
-        self._channel = Channel(socket.socket(fileno=control_fd), TO_WORKER, fds=MAX_FDS)
+        control = socket.socket(fileno=control_fd)
+        self._channel = Channel(control, TO_WORKER, fds=MAX_FDS, may_lose=True)
+        self._has_lost = False  # descriptors, of the policy that is on its way
         self._sockets: dict[int, socket.socket] = {}  # that came, and are not in use yet
         self._building: Iterator[None] | None = None
         self._number = 0  # of the generation that is being built
@@ -79,7 +84,16 @@ class Reloading:
         except ChannelClosed:
             self._worker.orphaned()
             return
+        self._watch(fd)
+
+    def _watch(self, fd: int) -> None:
         self._worker.modify(fd, _WATCHED | (select.EPOLLOUT if self._channel.waiting else 0))
+
+    def _say(self, message: object) -> None:
+        """Send a message, and see to it that one which has to wait is sent later."""
+        self._channel.send(message)
+        if self._channel.waiting:
+            self._watch(self._channel.fileno())
 
     def step(self) -> None:
         """A slice of the work."""
@@ -122,13 +136,19 @@ class Reloading:
 
     def _hear(self, received: Received) -> None:
         message, fds = received.message, received.fds
+        if not received.is_whole:
+            self._has_lost = True
+            while fds:
+                os.close(fds.pop())
         match message:
+            case Sockets() if not received.is_whole:
+                pass
             case Sockets():
                 for number, fd in zip(message.numbers, fds, strict=True):
                     sock = self._sockets[number] = socket.socket(fileno=fd)
                     sock.setblocking(False)
             case Prepare():
-                self._prepare(message, fds[0])
+                self._prepare(message, fds)
             case Commit():
                 self._commit(message.generation)
             case Abandon():
@@ -144,15 +164,23 @@ class Reloading:
                 self._freeing.extend(self._old)
                 self._old.clear()
 
-    def _prepare(self, message: Prepare, policy: int) -> None:
+    def _prepare(self, message: Prepare, fds: list[int]) -> None:
         self._forget()
-        gc.disable()
         self._number = message.generation
-        self._building = self._steps(message, policy)
+        if self._has_lost:
+            self._has_lost = False
+            while fds:
+                os.close(fds.pop())
+            self._failed("all its descriptors are in use")
+            return
+        gc.disable()
+        self._building = self._steps(message, fds[0])
+        next(self._building)  # from here on whoever drops it closes the descriptor
 
     def _steps(self, message: Prepare, policy: int) -> Generator[None, None, None]:
         worker = self._worker
         try:
+            yield
             found = yield from bundle.unpacking(policy)
         finally:
             os.close(policy)
@@ -161,12 +189,12 @@ class Reloading:
         self._built = yield from building(worker, found, message, sockets)
         self._building = None
         self._note_longest()
-        self._channel.send(Prepared(message.generation, int(self._longest * 1e6)))
+        self._say(Prepared(message.generation, int(self._longest * 1e6)))
 
     def _failed(self, why: str) -> None:
         number = self._number
         self._forget()
-        self._channel.send(Unprepared(number, why[:1000]))
+        self._say(Unprepared(number, why[:1000]))
 
     def _forget(self) -> None:
         self._building = None
@@ -174,6 +202,8 @@ class Reloading:
         if built is not None:
             built.abandon()
             self._freeing.append(freeing(built, built.groups))
+        if not self._freeing:
+            gc.enable()
 
     def _commit(self, number: int) -> None:
         built, self._built = self._built, None
@@ -181,5 +211,5 @@ class Reloading:
         assert built.prepare.generation == number
         old = self._worker.accepting.take_over(built, self._sockets)
         self._old.append(freeing(old, built.groups))
-        self._channel.send(Committed(number))
+        self._say(Committed(number))
         log.debug(event("policy swapped", slot=self._worker.slot, generation=number))
