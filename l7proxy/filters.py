@@ -6,6 +6,9 @@ API v1). Three things they leave open:
 - Header changes come last, after the fields that l7proxy writes by itself: a route that sets
   `X-Forwarded-For` or removes `Via` has its way. A client cannot undo them by naming such a field
   in `Connection`.
+- What is set or removed is not let in as its twin either. RFC 3875 (CGI), 4.1.18: "The HTTP header
+  field name is converted to upper case, has all occurrences of "-" replaced with "_"", and so to
+  many a server `X_User` is `X-User`.
 - What frames a message or belongs to one connection is out of their reach: see `forbidden_header`.
 - A path is compared in its normal form but goes on as the client spelled it. What a prefix covered
   is told by its elements, whose number every spelling shares.
@@ -62,8 +65,13 @@ class Rewriting:
 
     path: str | None = None  # without the query
     authority: str | None = None  # the value of Host
-    drop: frozenset[bytes] = frozenset()  # fields that do not come through; lower case
+    drop: frozenset[bytes] = frozenset()  # fields that do not come through, as `twin` has them
     write: tuple[tuple[bytes, bytes], ...] = ()  # fields that are written behind the others
+
+
+def twin(name: bytes) -> bytes:
+    """A field name in lower case, with `-` for `_`: what servers may take for the same field."""
+    return name.replace(b"_", b"-")
 
 
 def forbidden_header(name: str) -> str | None:
@@ -127,7 +135,7 @@ def rewrite(request: Requested, route: Route, match: Match) -> Rewriting | None:
         path,
         authority,
         frozenset(
-            name.lower().encode("ascii")
+            twin(name.lower().encode("ascii"))
             for name in (*(name for name, _ in changes.set), *changes.remove)
         ),
         tuple(

@@ -142,6 +142,37 @@ def client_address(
     return client
 
 
+def came_to(
+    scheme: str, port: int | None, headers: tuple[tuple[bytes, bytes], ...]
+) -> tuple[str, int | None]:
+    """Scheme and port that the client used, as trusted proxies tell it: where a redirect leads.
+
+    `scheme` and `port` are those of this hop. The first value counts, which was written nearest to
+    the client; the worst that a lie in it does is to redirect the liar. Where only the scheme is
+    told, the port is None: that of this hop is none the client has seen.
+    """
+    told = _first(headers, b"x-forwarded-proto")
+    if not told and (elements := parse_forwarded(_joined(headers, b"forwarded"))):
+        told = elements[0].get("proto", "")
+    if told.lower() in ("http", "https"):
+        scheme, port = told.lower(), None
+    said = _first(headers, b"x-forwarded-port")
+    if _PORT.fullmatch(said) and 0 < int(said) < 65536:
+        port = int(said)
+    return scheme, port
+
+
+_PORT = re.compile(r"[0-9]{1,5}")
+
+
+def _joined(headers: tuple[tuple[bytes, bytes], ...], name: bytes) -> bytes:
+    return b",".join(value for found, value in headers if found == name)
+
+
+def _first(headers: tuple[tuple[bytes, bytes], ...], name: bytes) -> str:
+    return _joined(headers, name).split(b",", 1)[0].strip(b" \t").decode("latin-1")
+
+
 # ---- writing
 
 

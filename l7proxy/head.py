@@ -36,7 +36,7 @@ import h11
 
 from l7proxy import gate
 from l7proxy.errors import BadRequest
-from l7proxy.filters import Rewriting
+from l7proxy.filters import Rewriting, twin
 from l7proxy.forwarded import REWRITTEN, Fields, is_claim
 from l7proxy.gate import Rule
 from l7proxy.model import Limits
@@ -69,6 +69,25 @@ class Head:
     expect_continue: bool
     names: tuple[bytes, ...] = ()  # of `headers`, in the client's spelling
     options: frozenset[bytes] = frozenset()  # of Connection, in lower case
+
+    def without_claims(self) -> Head:
+        """The head without the fields that only a trusted proxy may send: see `forwarded`.
+
+        What is not believed is not routed by either.
+        """
+        if not any(is_claim(name) for name, _ in self.headers):
+            return self
+        names = self.names or [name for name, _ in self.headers]
+        kept = [
+            (field, spelling)
+            for field, spelling in zip(self.headers, names, strict=True)
+            if not is_claim(field[0])
+        ]
+        return replace(
+            self,
+            headers=tuple(field for field, _ in kept),
+            names=tuple(spelling for _, spelling in kept),
+        )
 
 
 class HeadReader:
@@ -328,20 +347,22 @@ def serialise(
     """
     not_copied = _NOT_COPIED | head.options if head.options else _NOT_COPIED
     target, authority = head.target, head.authority
+    drop: frozenset[bytes] = frozenset()
     if rewriting is not None:
         if rewriting.path is not None and target != "*":
             target = rewriting.path if head.query is None else f"{rewriting.path}?{head.query}"
         authority = rewriting.authority or authority
-        if rewriting.drop:
-            not_copied |= rewriting.drop
-            forwarded = [field for field in forwarded if field[0].lower() not in rewriting.drop]
+        if drop := rewriting.drop:
+            forwarded = [field for field in forwarded if field[0].lower() not in drop]
         forwarded = [*forwarded, *rewriting.write]
     lines = [f"{head.method} {target} HTTP/{head.version}".encode("ascii")]
     if authority:
         lines.append(b"Host: " + authority.encode("ascii"))
     names = head.names or [name for name, _ in head.headers]
     for spelling, (name, value) in zip(names, head.headers, strict=True):
-        if name not in not_copied and (trusted or not is_claim(name)):
+        if name in not_copied or (drop and twin(name) in drop):
+            continue
+        if trusted or not is_claim(name):
             lines.append(spelling + b": " + value)
     lines += [name + b": " + value for name, value in forwarded]
     options = []

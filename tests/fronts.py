@@ -98,6 +98,10 @@ routes:
     listeners: [web]
     matches: [{{path: /sticky}}]
     backendRefs: [{{name: sticky}}]
+  - name: claimed
+    listeners: [web, require]
+    matches: [{{headers: {{x-forwarded-proto: https}}}}]
+    redirect: {{path: /claimed, status: 303}}
   - name: tell-v1
     listeners: [web, require]
     matches: [{{path: /v1}}]

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from l7proxy import access, filters
 from l7proxy.access import Clients, Trust
 from l7proxy.errors import BadRequest
-from l7proxy.forwarded import ForwardedWriter, Hop, client_address
+from l7proxy.forwarded import ForwardedWriter, Hop, came_to, client_address
 from l7proxy.head import Head, HeadReader, serialise
 from l7proxy.model import (
     Address,
@@ -78,6 +78,8 @@ def find(policy: Policy, asked: Asked) -> Outcome:
         assert head is not None  # it is complete
         if trusted:
             client = client_address(client, head.headers, trust)
+        else:
+            head = head.without_claims()
     if refusal := _kept_out(listener, client):
         return refusal
     found = explain(policy, listener, head if head is not None else asked.hello)
@@ -118,7 +120,7 @@ def _of(
         return Outcome("deny", f"{_DENIED[listener.protocol]}: the route denies it", denied)
     if isinstance(answer, Redirect):
         assert head is not None
-        return _redirect(listener, answer, head)
+        return _redirect(listener, answer, head, trusted=trusted)
     if isinstance(answer, Respond):
         return _respond(listener, route, answer)
     return _forward(policy, asked, found, head, client, trusted=trusted)
@@ -128,10 +130,13 @@ def _port(listener: Listener) -> int | None:
     return listener.address.port if isinstance(listener.address, Address) else None
 
 
-def _redirect(listener: Listener, answer: Redirect, head: Head) -> Outcome:
+def _redirect(listener: Listener, answer: Redirect, head: Head, *, trusted: bool) -> Outcome:
     redirect = answer.route.redirect
     assert redirect is not None
-    location = filters.redirect_location(redirect, answer.match, head, "http", _port(listener))
+    scheme, port = "http", _port(listener)
+    if trusted:
+        scheme, port = came_to(scheme, port, head.headers)
+    location = filters.redirect_location(redirect, answer.match, head, scheme, port)
     if location is None:
         what = "400: the request names no host that it could be redirected to"
         return Outcome("refuse", what, 400)

@@ -13,9 +13,10 @@ from typing import TYPE_CHECKING
 from l7proxy import access, clienthello, proxyproto
 from l7proxy.errors import Reason
 from l7proxy.filters import redirect_location, rewrite
-from l7proxy.forwarded import Hop, client_address
+from l7proxy.forwarded import Hop, came_to, client_address
 from l7proxy.head import Head, serialise
 from l7proxy.model import (
+    Address,
     Decision,
     Deny,
     Forward,
@@ -48,7 +49,7 @@ _ALERTS = {
 class Deciding:
     """What is known of a connection's beginning when it is decided about."""
 
-    __slots__ = ("_admitted", "_connection", "_full_read", "_header")
+    __slots__ = ("_admitted", "_connection", "_full_read", "_header", "_trusted")
 
     def __init__(
         self,
@@ -66,6 +67,7 @@ class Deciding:
         self._header = header
         self._admitted = admitted
         self._full_read = full_read
+        self._trusted = False  # whether the request is believed in what it says of hops
 
     def route(self, head: Head, surplus: bytes) -> None:
         """Decide about a request."""
@@ -74,8 +76,10 @@ class Deciding:
         record.head_ms = connection.elapsed()
         record.method, record.host, record.path = head.method, head.host, head.path
         peer = connection.client_host  # as a PROXY header said, if there was one
-        trusted = not front.knows(peer)
-        if trusted:
+        trusted = self._trusted = not front.knows(peer)
+        if not trusted:
+            head = head.without_claims()
+        else:
             client = client_address(peer, head.headers, front.trust)
             if client != peer:
                 served(connection, client, client)
@@ -89,7 +93,7 @@ class Deciding:
         if not access.admits(route.access, connection.client_host):
             self._deny(route, "access", head)
             return
-        hop = Hop(peer, connection.client_host, trusted, self._scheme, front.port)
+        hop = Hop(peer, connection.client_host, trusted, self._scheme, self._port)
         fields = front.forwarded.fields(
             hop, head.headers, authority=head.authority, version=head.version
         )
@@ -215,8 +219,10 @@ class Deciding:
     def _redirect(self, decision: Redirect, head: Head) -> tuple[int, bytes]:
         redirect = decision.route.redirect
         assert redirect is not None
-        port = self._connection.listener.front.port
-        location = redirect_location(redirect, decision.match, head, self._scheme, port)
+        scheme, port = self._scheme, self._port
+        if self._trusted:
+            scheme, port = came_to(scheme, port, head.headers)
+        location = redirect_location(redirect, decision.match, head, scheme, port)
         if location is None:
             detail = "the request names no host that it could be redirected to"
             return 400, local_response(400, detail, method=head.method)
@@ -226,6 +232,14 @@ class Deciding:
     def _scheme(self) -> str:
         """What the client speaks; a trusted proxy may say that it came to it over TLS."""
         return "https" if self._header is not None and self._header.over_tls else "http"
+
+    @property
+    def _port(self) -> int | None:
+        """What the client came to, here or at the proxy that sent a PROXY header."""
+        header = self._header
+        if header is not None and isinstance(header.destination, Address):
+            return header.destination.port
+        return self._connection.listener.front.port
 
     def _deny(self, route: Route, rule: str, head: Head) -> None:
         connection = self._connection

@@ -137,6 +137,28 @@ def test_redirect(l7proxy: Verbs) -> None:
     assert found["answer"] == "301 to http://shop.test:8080/a?b=c"
 
 
+def test_a_redirect_leads_where_the_client_came_from(l7proxy: Verbs) -> None:
+    """Behind a proxy that ends TLS the client used https: http would send it in circles."""
+    told = ["-H", "X-Forwarded-Proto: https"]
+    found = web(l7proxy, "GET", "http://old.test/a", *told, "--client", "10.0.0.1")
+    assert found["location"] == "https://shop.test/a"
+    port = [*told, "-H", "X-Forwarded-Port: 8443"]
+    found = web(l7proxy, "GET", "http://old.test/a", *port, "--client", "10.0.0.1")
+    assert found["location"] == "https://shop.test:8443/a"
+    found = web(l7proxy, "GET", "http://old.test/a", *port)  # not from a trusted proxy
+    assert found["location"] == "http://shop.test:8080/a"
+
+
+def test_what_is_not_believed_does_not_route(l7proxy: Verbs) -> None:
+    match = "hostnames: [claim.test], matches: [{headers: {x-forwarded-proto: https}}]"
+    l7proxy.write(
+        POLICY.replace("backends:\n", f"  - {{name: claim, {match}, respond: 200}}\nbackends:\n")
+    )
+    asked = ["GET", "http://claim.test/", "-H", "X-Forwarded-Proto: https"]
+    assert web(l7proxy, *asked)["status"] == 404
+    assert web(l7proxy, *asked, "--client", "10.0.0.1")["route"]["name"] == "claim"
+
+
 def test_respond(l7proxy: Verbs) -> None:
     found = web(l7proxy, "GET", "http://tea.test/")
     assert (found["action"], found["status"], found["answer"]) == ("respond", 418, "418")

@@ -135,6 +135,18 @@ def test_remove_takes_every_field_of_the_name_and_no_other() -> None:
     assert "x-two: 2" in lines
 
 
+def test_a_twin_with_underscores_does_not_come_in_beside() -> None:
+    """Servers that follow CGI read X_User as X-User: what is set or removed is gone in both."""
+    changes = HeaderChanges(set=(("X-User", "u"), ("My_Key", "k")), remove=("X-Secret-Key",))
+    raw = "GET / HTTP/1.1\nHost: a\nX_User: root\nx_secret-KEY: 1\nMy-Key: evil\nX_Other: 1\n"
+    lines = sent(raw, route(headers=changes))
+    assert [line for line in lines if line.lower().startswith(("x_", "x-u", "x-s", "my"))] == [
+        "X_Other: 1",
+        "X-User: u",
+        "My_Key: k",
+    ]
+
+
 def test_a_route_has_the_last_word_over_fields_of_l7proxy() -> None:
     changes = HeaderChanges(set=(("X-Forwarded-For", "203.0.113.9"),), remove=("Via",))
     lines = sent(

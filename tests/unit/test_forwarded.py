@@ -12,6 +12,7 @@ from l7proxy.access import UNIX_CLIENT, Blocks
 from l7proxy.forwarded import (
     ForwardedWriter,
     Hop,
+    came_to,
     client_address,
     is_claim,
     parse_forwarded,
@@ -48,6 +49,37 @@ CLIENTS = [
 @pytest.mark.parametrize(("peer", "headers", "client"), CLIENTS)
 def test_the_client(peer: str, headers: list[tuple[bytes, bytes]], client: str) -> None:
     assert client_address(peer, tuple(headers), TRUSTED) == client
+
+
+PROTO, PORT = b"x-forwarded-proto", b"x-forwarded-port"
+
+CAME_TO = [
+    ([], ("http", 8080)),
+    ([(PROTO, b"https")], ("https", None)),
+    ([(PROTO, b"HTTPS, http")], ("https", None)),  # the first one is the client's
+    ([(PROTO, b"https"), (PROTO, b"http")], ("https", None)),
+    ([(PROTO, b"http")], ("http", None)),
+    ([(PROTO, b"wss")], ("http", 8080)),
+    ([(PROTO, b"javascript:alert(1)")], ("http", 8080)),
+    ([(PROTO, b"https"), (PORT, b"8443")], ("https", 8443)),
+    ([(PROTO, b"https"), (PORT, b"8443, 80")], ("https", 8443)),
+    ([(PORT, b"81")], ("http", 81)),
+    ([(PORT, b"0")], ("http", 8080)),
+    ([(PORT, b"65536")], ("http", 8080)),
+    ([(PORT, b"8443/x")], ("http", 8080)),
+    ([(PORT, "\u00b2".encode("latin-1"))], ("http", 8080)),
+    ([(FORWARDED, b"for=203.0.113.5;proto=https, for=10.1.1.1;proto=http")], ("https", None)),
+    ([(FORWARDED, b"for=203.0.113.5, for=10.1.1.1;proto=https")], ("http", 8080)),
+    ([(FORWARDED, b"proto=https;;=")], ("http", 8080)),  # malformed
+    ([(FORWARDED, b"proto=http"), (PROTO, b"https")], ("https", None)),
+]
+
+
+@pytest.mark.parametrize(("headers", "found"), CAME_TO)
+def test_where_the_client_came_to(
+    headers: list[tuple[bytes, bytes]], found: tuple[str, int | None]
+) -> None:
+    assert came_to("http", 8080, tuple(headers)) == found
 
 
 def test_hops_are_looked_at_up_to_a_limit() -> None:

@@ -108,7 +108,9 @@ REDIRECT = Made(
         "`redirect`",
         {
             "scheme": Key(
-                Choice(Scheme), "`http` or `https`.", default="the one that the client used"
+                Choice(Scheme),
+                "`http` or `https`. A trusted proxy is believed in which one the client used.",
+                default="the one that the client used",
             ),
             "hostname": Key(
                 PRECISE_HOSTNAME, "The host to go to.", default="the one that was asked for"
@@ -120,7 +122,8 @@ REDIRECT = Made(
             ),
             "port": Key(
                 Whole(1, 65535),
-                "The port to go to.",
+                "The port to go to. Where a trusted proxy tells the scheme, it is the one that it"
+                " tells in `X-Forwarded-Port`, or that of the scheme.",
                 default="that of `scheme` where it is given, else the listener's",
             ),
             "status": Key(

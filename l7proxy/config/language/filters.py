@@ -54,7 +54,8 @@ REQUEST_HEADERS = Made(
             "set": Key(
                 fields_reader(TO_CHANGE, "X-Env: prod"),
                 "Header fields that the backend gets in place of what the client sent: a map from"
-                " names to values, or a list of `{name, value}`.",
+                " names to values, or a list of `{name, value}`. What the client sent is gone"
+                " in every spelling that servers read as the same: `X_Env` for `X-Env`.",
                 default="none",
             ),
             "add": Key(
@@ -64,7 +65,8 @@ REQUEST_HEADERS = Made(
             ),
             "remove": Key(
                 ListOf(TO_CHANGE, "a header name", "write [X-Debug]", most=MAX_FIELDS),
-                "Names of header fields that the backend does not get.",
+                "Names of header fields that the backend does not get, nor in a spelling that"
+                " servers read as the same: `X_Debug` for `X-Debug`.",
                 default="none",
             ),
         },

@@ -48,8 +48,8 @@ LIMITS = Record(
             "headBytes": Key(
                 Whole(256, 1024 * 1024, "bytes"),
                 "Bytes of a request line and its headers together; on a TLS listener, of the"
-                " ClientHello. A request with more is answered with 431, a ClientHello with an"
-                " alert.",
+                " ClientHello. A request with more is answered with 431, or 414 where its target is"
+                " that long; a ClientHello with an alert.",
                 default="32768",
             ),
             "headers": Key(
@@ -204,7 +204,8 @@ LISTENER = Table(
             BLOCKS,
             "CIDR blocks of the proxies in front of this listener. Only they are believed in what"
             " they say about the client, by the PROXY protocol or in `X-Forwarded-*` and"
-            " `Forwarded`; of everybody else those headers are dropped. On a unix socket in the"
+            " `Forwarded`; of everybody else those headers are dropped before a route is looked"
+            " for. On a unix socket in the"
             " file system whoever may connect is believed; on an abstract one nobody is.",
             default="nobody is trusted",
         ),

@@ -251,17 +251,46 @@ def test_hops_beyond_the_header(proxy: Proxy, backend: Backend) -> None:
     with connect(proxy.address("require")) as client:
         client.send(
             header
-            + get(fields=b"X-Forwarded-For: 1.1.1.1, 203.0.113.9\r\nX-Forwarded-Proto: https\r\n")
+            + get(fields=b"X-Forwarded-For: 1.1.1.1, 203.0.113.9\r\nX-Forwarded-Proto: wss\r\n")
         )
         assert client.read(len(OK)) == OK
     fields = fields_of(backend.heard())
-    port = proxy.address("require")[1]
     assert fields["x-forwarded-for"] == "1.1.1.1, 203.0.113.9, 10.0.0.1"
-    assert fields["x-forwarded-proto"] == "https"
-    assert fields["x-forwarded-port"] == str(port)
+    assert fields["x-forwarded-proto"] == "wss"
+    assert fields["x-forwarded-port"] == str(ENTRY.port)  # where the client came to
     assert fields["x-real-ip"] == "203.0.113.9"
     assert fields["forwarded"] == "for=10.0.0.1;host=app.test;proto=http"
     assert record_on(proxy, "require")["client"] == "203.0.113.9"
+
+
+CLAIM = b"X-Forwarded-Proto: https\r\n"
+
+
+def location(client: Peer) -> bytes:
+    """Of the redirect that comes."""
+    head = client.head()
+    assert head.startswith(b"HTTP/1.1 303 "), head
+    return next(line for line in head.split(b"\r\n") if line.startswith(b"Location: "))
+
+
+def test_a_redirect_leads_where_the_client_came_to(proxy: Proxy) -> None:
+    """Scheme and port are those of the proxy in front, which ended TLS."""
+    header = encode(ProxyVersion.V1, Address("10.0.0.1", 1), ENTRY)
+    with connect(proxy.address("require")) as client:
+        client.send(header + get(fields=CLAIM))
+        assert location(client) == b"Location: https://app.test/claimed/"
+    with connect(proxy.address("require")) as client:
+        client.send(header + get(fields=CLAIM + b"X-Forwarded-Port: 8443\r\n"))
+        assert location(client) == b"Location: https://app.test:8443/claimed/"
+
+
+def test_what_is_not_believed_does_not_route(proxy: Proxy, backend: Backend) -> None:
+    """A stranger's X-Forwarded-Proto is dropped before any route is looked at."""
+    answer_once(backend)
+    with connect(proxy.address("web")) as client:
+        client.send(get(fields=CLAIM))
+        assert client.read(len(OK)) == OK
+    assert fields_of(backend.heard())["x-forwarded-proto"] == "http"
 
 
 # ---- limits and rules of listeners
