@@ -73,6 +73,15 @@ class _Way:
     def splicer(self, slot: int) -> Splicer | None:
         return self.splicers[slot] if self.splicers else None
 
+    def keep(self, slot: int | None) -> None:
+        """In a child: give up the maps of all workers but the one in this slot.
+
+        Whoever has a descriptor of a map may write to it, and a child may be taken over.
+        """
+        for number, splicer in enumerate(self.splicers):
+            if number != slot:
+                splicer.close()
+
 
 def run(options: Options) -> int:
     """Run until stopped; the exit code. Raises StartupError when it cannot start as asked."""
@@ -108,6 +117,7 @@ def run(options: Options) -> int:
 
     def child(slot: int, control_fd: int) -> int:
         privileges.drop(account)
+        way.keep(slot)
         serving = reloader.serving
         setup = worker.WorkerSetup(
             slot=slot,
@@ -127,6 +137,7 @@ def run(options: Options) -> int:
 
     def probe(control_fd: int) -> int:
         privileges.drop(account)
+        way.keep(None)
         serving = reloader.serving
         for one in serving.sockets.values():
             one.sock.close()

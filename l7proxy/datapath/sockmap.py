@@ -264,6 +264,7 @@ class Splicer:
             self._directions.close()
             self._directions = None
         self._totals.release()
+        self._totals_map.close()  # it has a descriptor of its own
         self._bpf.close()
 
 

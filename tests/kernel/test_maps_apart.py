@@ -1,0 +1,42 @@
+"""No process beside the supervisor holds what another one's connections depend on."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from proxy import Proxy, until
+
+pytestmark = pytest.mark.kernel
+
+POLICY = """\
+listeners:
+  web: {address: "127.0.0.1:0"}
+routes:
+  - {name: all, backendRefs: [{name: app}]}
+backends:
+  app: {endpoints: ["127.0.0.1:9"], healthCheck: {type: TCP, interval: 60s}}
+"""
+
+
+def maps(pid: int) -> set[int]:
+    """The BPF maps that a process has a descriptor of."""
+    told = [one.read_text() for one in Path(f"/proc/{pid}/fdinfo").iterdir()]
+    return {
+        int(line.split()[1])
+        for text in told
+        for line in text.splitlines()
+        if line.startswith("map_id:")
+    }
+
+
+def test_each_worker_has_its_own_maps_and_the_prober_none():
+    with Proxy(POLICY, "sockmap", workers=2) as proxy:
+        children = until(
+            lambda: proxy.workers if len(proxy.workers) == 3 else None, "they are there"
+        )
+        until(lambda: sum(not maps(pid) for pid in children) == 1, "the prober holds none")
+        one, other = (held for pid in children if (held := maps(pid)))
+        assert not one & other
+        assert one | other == maps(proxy.process.pid)
+        proxy.stop()
