@@ -7,6 +7,8 @@ The facts, and what follows:
 - The file's mode is 0777 without the umask (`unix_mknod`), and connect(2) wants write permission.
   The umask is set around bind(2): a chmod(2) after it would leave a moment in which anybody can
   connect.
+- A later change of the mode goes through a descriptor of the file: between a look at the path and
+  chmod(2) of it, who may write the folder could put a link there, and the rights are ours.
 - Nobody removes the file at the end but whoever made it. By then another process may have put its
   own there, so device and inode are compared.
 - A name that begins with NUL (written `@`) is no file: it has no mode, and goes with its socket.
@@ -41,9 +43,13 @@ class SocketFile:
     def set_mode(self, mode: int) -> None:
         """Change who may connect, if the file is still ours."""
         try:
-            found = os.stat(self.path, follow_symlinks=False)
-            if (found.st_dev, found.st_ino) == self.inode:
-                os.chmod(self.path, mode)
+            fd = os.open(self.path, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC)
+            try:
+                found = os.fstat(fd)
+                if (found.st_dev, found.st_ino) == self.inode:
+                    os.chmod(f"/proc/self/fd/{fd}", mode)
+            finally:
+                os.close(fd)
         except OSError as error:
             log.warning("%s: its mode could not be changed: %s", self.path, error.strerror)
 

@@ -261,6 +261,28 @@ def test_a_file_that_is_somebody_elses_is_left_alone(tmp_path: Path) -> None:
     assert path.read_text() == "another one's"
 
 
+def test_a_file_that_is_swapped_while_its_mode_changes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Who may write the folder must not get another file's mode changed with our rights."""
+    path, precious = tmp_path / "s", tmp_path / "precious"
+    precious.write_text("precious")
+    precious.chmod(0o600)
+    one = open_for_clients(unix(path, 0o600))
+    chmod = os.chmod
+
+    def swap(*arguments: object, **more: object) -> None:
+        path.rename(tmp_path / "moved")
+        path.symlink_to(precious)
+        chmod(*arguments, **more)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(os, "chmod", swap)
+    one.set_mode(0o666)
+    assert precious.stat().st_mode & 0o777 == 0o600
+    assert (tmp_path / "moved").stat().st_mode & 0o777 == 0o666
+    one.close()
+
+
 def test_an_abstract_name_is_no_file() -> None:
     name = f"@l7proxy-listen-{os.getpid()}"
     one = open_for_clients(unix(name, 0o600))
