@@ -7,10 +7,10 @@
     retire    a second later: the sockets that nobody has any more are emptied and closed
 
 Until the commit anything may go wrong, and then the old policy simply goes on. A worker that takes
-too long, or dies, is replaced and not waited for; its successor starts with the policy of the
-moment, and is asked to prepare the next one like all others. Only one reload is under way; those
-that are asked for meanwhile become one, which begins afterwards, so that what was in the file when
-somebody asked is what he gets.
+longer than others, or dies, is replaced and not waited for; its successor starts with the policy of
+the moment, and is asked to prepare the next one like all others. Only one reload is under way;
+those that are asked for meanwhile become one, which begins afterwards, so that what was in the file
+when somebody asked is what he gets.
 """
 
 from __future__ import annotations
@@ -299,6 +299,9 @@ class Reloader:
         await supervisor.until(
             lambda: bool(self._failure) or self._all_in(self._prepared), PREPARE_SECONDS
         )
+        if not (self._failure or self._prepared) and supervisor.running:
+            # to replace all of them would be to reset all connections
+            raise Refused(f"no worker has built it within {PREPARE_SECONDS:g} s")
         await self._resolve_names(new)
         if self._failure:
             raise Refused(f"a worker could not build it: {self._failure}")
@@ -315,7 +318,10 @@ class Reloader:
         self._probe(new)
         names = new.manifest.names
         await self.supervisor.until(
-            lambda: names <= self.resolved.keys() or self.supervisor.draining, NAMES_SECONDS
+            lambda: (
+                names <= self.resolved.keys() or self.supervisor.draining or bool(self._failure)
+            ),
+            NAMES_SECONDS,
         )
 
     def _probe(self, serving: Serving) -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import os
+import signal
 from collections.abc import Iterator
 
 import pytest
@@ -63,6 +65,37 @@ def test_no_descriptor_is_left_for_the_policy(datapath: str) -> None:
             proxy.reload()
             assert set(proxy.stats()["listeners"]) == {"web", "more"}
             assert proxy.stats()["workers"]["restarts"] == 0
+            proxy.stop()
+
+
+HASTY = """\
+import sys
+from l7proxy import cli, reload
+reload.PREPARE_SECONDS = 1.0
+sys.exit(cli.main())
+"""
+
+
+def test_nobody_builds_the_policy_in_time() -> None:
+    """To replace all workers would be to reset all connections: the policy is refused."""
+    with BackendProcess("echo") as echo:
+        text = POLICY.format(port=0, protocol="TCP", app=echo.port)
+        with Proxy(text, "copy", workers=2, entry=("-c", HASTY)) as proxy:
+            with connect(proxy.address("web")) as live:
+                live.send(b"x")
+                assert live.read(1) == b"x"
+                for worker in proxy.workers:
+                    os.kill(worker, signal.SIGSTOP)
+                outcome = proxy.reload(MORE.format(app=echo.port), ok=False)
+                assert "no worker has built it within 1 s" in outcome["text"]
+                for worker in proxy.workers:
+                    os.kill(worker, signal.SIGCONT)
+                live.send(b"y")
+                assert live.read(1) == b"y"
+                proxy.reload(MORE.format(app=echo.port))
+                live.send(b"z")
+                assert live.read(1) == b"z"
+            assert proxy.settled()["workers"]["restarts"] == 0
             proxy.stop()
 
 
