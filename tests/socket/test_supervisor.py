@@ -265,13 +265,13 @@ def test_how_a_worker_died_is_told(caplog: pytest.LogCaptureFixture) -> None:
 
     async def scenario() -> None:
         await until(lambda: supervisor.running == 1)
-        os.kill(supervisor.pids[0], signal.SIGABRT)
+        os.kill(supervisor.pids[0], signal.SIGUSR2)
         await until(lambda: supervisor.restarts == 1)
         supervisor.stop()
 
     drive(supervisor, scenario)
     assert "worker ended slot=0" in caplog.text
-    assert "signal=SIGABRT" in caplog.text
+    assert "signal=SIGUSR2" in caplog.text
     assert "connections_lost=4" in caplog.text
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import struct
 import time
 
@@ -128,14 +129,16 @@ def test_strangers_are_not_believed(proxy: Proxy, backend: Backend) -> None:
         assert client.read(len(OK)) == OK
 
 
-@pytest.mark.parametrize("sent", [b"", b"PROXY TCP4 203", V2[:20], SIGNATURE[:5]])
-def test_no_header_in_time(proxy: Proxy, backend: Backend, sent: bytes) -> None:
-    for listener in ("require", "raw-require"):
-        with connect(proxy.address(listener)) as client:
-            client.send(sent)
+def test_no_header_in_time(proxy: Proxy, backend: Backend) -> None:
+    with contextlib.ExitStack() as stack:
+        waiting = []
+        for listener in ("require", "raw-require"):
+            for sent in (b"", b"PROXY TCP4 203", V2[:20], SIGNATURE[:5]):
+                client = stack.enter_context(connect(proxy.address(listener)))
+                waiting.append(client.send(sent))
+        for client in waiting:
             assert client.ending() == "reset"
-            port = client.port
-        assert proxy.record(port)["reason"] == "head_timeout"
+            assert proxy.record(client.port)["reason"] == "head_timeout"
     assert backend.accepted == 0
 
 
