@@ -11,7 +11,7 @@ The client of a unix socket has no address: no block holds it, so an `allow` ref
 from __future__ import annotations
 
 import ipaddress
-from collections.abc import Iterable
+from collections.abc import Generator, Iterable, Iterator
 from functools import lru_cache
 
 from l7proxy.model import Access, Hello, Listener, UnixAddress
@@ -20,6 +20,7 @@ UNIX_CLIENT = "unix:"
 """What stands where an address would, for the client of a unix socket."""
 
 _IPV4_BITS = 32
+_STEP = 64  # blocks that are compiled in one step
 _MAPPED = 96  # the prefix length of ::ffff:0:0/96
 
 
@@ -51,9 +52,17 @@ class Blocks:
     __slots__ = ("_networks",)
 
     def __init__(self, blocks: Iterable[str] = ()) -> None:
+        self._networks: dict[int, list[tuple[int, frozenset[int]]]] = {}
+        for _ in self.filling(blocks):
+            pass
+
+    def filling(self, blocks: Iterable[str]) -> Iterator[None]:
+        """Take these blocks, a few in each step: a country has thousands of them."""
         # by address bits: (bits to shift away, the networks of that length)
         found: dict[tuple[int, int], set[int]] = {}
-        for block in blocks:
+        for number, block in enumerate(blocks):
+            if number % _STEP == _STEP - 1:
+                yield
             network = ipaddress.ip_network(block, strict=False)
             bits: int = network.max_prefixlen
             length = network.prefixlen
@@ -61,7 +70,6 @@ class Blocks:
             if bits > _IPV4_BITS and length >= _MAPPED and value >> _IPV4_BITS == 0xFFFF:
                 bits, length, value = _IPV4_BITS, length - _MAPPED, value & 0xFFFF_FFFF
             found.setdefault((bits, bits - length), set()).add(value >> (bits - length))
-        self._networks: dict[int, list[tuple[int, frozenset[int]]]] = {}
         for (bits, shift), values in found.items():
             self._networks.setdefault(bits, []).append((shift, frozenset(values)))
 
@@ -81,9 +89,17 @@ class Clients:
 
     __slots__ = ("_allow", "_deny")
 
-    def __init__(self, allow: tuple[str, ...], deny: tuple[str, ...]) -> None:
+    def __init__(self, allow: Iterable[str] = (), deny: Iterable[str] = ()) -> None:
         self._allow = Blocks(allow)
         self._deny = Blocks(deny)
+
+    @classmethod
+    def building(cls, allow: Iterable[str], deny: Iterable[str]) -> Generator[None, None, Clients]:
+        """The same, a few blocks in each step."""
+        clients = cls()
+        yield from clients._allow.filling(allow)
+        yield from clients._deny.filling(deny)
+        return clients
 
     def __bool__(self) -> bool:
         """Whether there is any rule at all."""
@@ -114,33 +130,42 @@ class _Names:
         )
 
 
-class _RouteAccess:
+class RouteAccess:
+    """A route's rules, compiled."""
+
     __slots__ = ("_allow_sni", "_clients", "_deny_sni")
 
-    def __init__(self, access: Access) -> None:
-        self._clients = Clients(access.allow_clients, access.deny_clients)
+    def __init__(self, access: Access, clients: Clients) -> None:
+        self._clients = clients
         self._allow_sni = _Names(access.allow_sni)
         self._deny_sni = _Names(access.deny_sni)
 
-    def admit(self, client: str, sni: str) -> bool:
+    @classmethod
+    def building(cls, access: Access) -> Generator[None, None, RouteAccess]:
+        """Compile the rules, a few blocks in each step."""
+        return cls(access, (yield from Clients.building(access.allow_clients, access.deny_clients)))
+
+    def admit(self, client: str, hello: Hello | None = None) -> bool:
+        """Whether they let this client in, and the name that it asks for.
+
+        A connection without a server name is in no list of names: `allow` refuses it, `deny` does
+        not.
+        """
+        sni = "" if hello is None else hello.sni
         if sni in self._deny_sni or not self._clients.admit(client):
             return False
         return not self._allow_sni or sni in self._allow_sni
 
 
-@lru_cache(maxsize=4096)
-def _compiled(access: Access) -> _RouteAccess:
-    return _RouteAccess(access)
+def has_rules(access: Access) -> bool:
+    """Whether the rules of a route say anything at all."""
+    return bool(access.allow_clients or access.deny_clients or access.allow_sni or access.deny_sni)
 
 
 def admits(access: Access, client: str, hello: Hello | None = None) -> bool:
-    """Whether a route's rules let this client in, and the name that it asks for.
-
-    A connection without a server name is in no list of names: `allow` refuses it, `deny` does not.
-    """
-    if not (access.allow_clients or access.deny_clients or access.allow_sni or access.deny_sni):
-        return True
-    return _compiled(access).admit(client, "" if hello is None else hello.sni)
+    """Whether a route's rules let this client in; for one question. See `RouteAccess`."""
+    clients = Clients(access.allow_clients, access.deny_clients)
+    return RouteAccess(access, clients).admit(client, hello)
 
 
 class Trust:

@@ -44,7 +44,7 @@ class Accepting:
 
     def start(self, setup: WorkerSetup) -> None:
         """Build the first policy, and begin to accept."""
-        self.generation = Generation(setup.prepare, (), [], {}, {}, {}, [])
+        self.generation = Generation(setup.prepare, (), [], {}, {}, {}, {}, [])
         sockets = dict(setup.sockets)
         steps = building(self._worker, setup.policy, setup.prepare, sockets)
         self.take_over(_built(steps), sockets)
@@ -137,9 +137,9 @@ class Accepting:
         prepare = new.prepare
         for listener, number, row in zip(new.listeners, prepare.sockets, prepare.rows, strict=True):
             before = self._listeners.get(number)
-            current = Current(new.routers[listener.name], new.groups)
+            current = Current(new.routers[listener.name], new.groups, new.accesses)
             if before is not None and before.protocol is listener.protocol:
-                before.current.router, before.current.groups = current.router, current.groups
+                before.current.replace(current)
                 current = before.current
             elif before is not None:  # heads that are being read are for the routes that it had
                 before.current.groups = dict(before.current.groups)

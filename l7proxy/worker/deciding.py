@@ -10,7 +10,7 @@ from __future__ import annotations
 from http import HTTPStatus
 from typing import TYPE_CHECKING
 
-from l7proxy import access, clienthello, proxyproto
+from l7proxy import clienthello, proxyproto
 from l7proxy.errors import Reason
 from l7proxy.filters import redirect_location, rewrite
 from l7proxy.forwarded import Hop, came_to, client_address
@@ -90,7 +90,7 @@ class Deciding:
             self._answer(decision, head)
             return
         route = decision.route
-        if not access.admits(route.access, connection.client_host):
+        if not connection.listener.admits(route, connection.client_host):
             self._deny(route, "access", head)
             return
         hop = Hop(peer, connection.client_host, trusted, self._scheme, self._port)
@@ -135,7 +135,7 @@ class Deciding:
                 self._refuse_stream(Reason.NO_ENDPOINT if missing else Reason.NO_ROUTE)
             return
         route = decision.route
-        if not access.admits(route.access, connection.client_host, hello):
+        if not connection.listener.admits(route, connection.client_host, hello):
             record.route, record.rule = route.name, "access"
             self._refuse_stream(Reason.DENIED)
             return
@@ -191,7 +191,7 @@ class Deciding:
         """Answer a request instead of forwarding it."""
         connection = self._connection
         route = None if isinstance(decision, Forward) else decision.route
-        if route is not None and not access.admits(route.access, connection.client_host):
+        if route is not None and not connection.listener.admits(route, connection.client_host):
             self._deny(route, "access", head)
             return
         if isinstance(decision, Deny):

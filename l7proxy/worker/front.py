@@ -9,6 +9,7 @@ they come through.
 from __future__ import annotations
 
 import socket
+from collections.abc import Generator
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
@@ -45,9 +46,9 @@ class Front:
         return not self.trust or host not in self.trust
 
 
-def compile_front(listener: Listener, sock: socket.socket) -> Front:
-    """The rules of a listener that listens on `sock`."""
-    clients = Clients(listener.allow, listener.deny)
+def compiling_front(listener: Listener, sock: socket.socket) -> Generator[None, None, Front]:
+    """The rules of a listener that listens on `sock`, a few client blocks in each step."""
+    clients = yield from Clients.building(listener.allow, listener.deny)
     limit = listener.limits.client_connections
     is_unix = sock.family == socket.AF_UNIX
     return Front(

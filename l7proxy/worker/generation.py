@@ -14,16 +14,21 @@ from collections.abc import Generator, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-from l7proxy.model import Backend, Limits, Listener, Policy, Protocol, Route, Timeouts
+from l7proxy.access import RouteAccess, has_rules
+from l7proxy.model import Backend, Hello, Limits, Listener, Policy, Protocol, Route, Timeouts
 from l7proxy.net.messages import Prepare
 from l7proxy.routing import Router, compile_slices
-from l7proxy.worker.front import Front, compile_front
+from l7proxy.worker.front import Front, compiling_front
 from l7proxy.worker.groups import Group
 
 if TYPE_CHECKING:
     from l7proxy.worker.loop import Worker
 
 FREED_AT_ONCE = 100  # routes
+
+
+Accesses = Mapping[int, RouteAccess]
+"""The compiled access rules of each route that has some, by the `id` of its `Access`."""
 
 
 @dataclass(slots=True)
@@ -35,6 +40,11 @@ class Current:
 
     router: Router
     groups: Mapping[str, Group]
+    accesses: Accesses
+
+    def replace(self, new: Current) -> None:
+        """Decide as `new` does."""
+        self.router, self.groups, self.accesses = new.router, new.groups, new.accesses
 
 
 @dataclass(slots=True, eq=False)
@@ -56,6 +66,12 @@ class OpenListener:
     def router(self) -> Router:
         """The routes, as they are now."""
         return self.current.router
+
+    def admits(self, route: Route, client: str, hello: Hello | None = None) -> bool:
+        """Whether the access rules of one of these routes let the client in."""
+        if not has_rules(route.access):
+            return True
+        return self.current.accesses[id(route.access)].admit(client, hello)
 
     @property
     def groups(self) -> Mapping[str, Group]:
@@ -81,6 +97,7 @@ class Generation:
     routers: dict[str, Router]
     fronts: dict[str, Front]
     groups: dict[str, Group]
+    accesses: dict[int, RouteAccess]
     fresh: list[Group]
 
     def abandon(self) -> None:
@@ -110,16 +127,22 @@ def building(
         # each worker begins with another endpoint: else all of them would favour the first ones
         routers = yield from compile_slices(policy, start=worker.slot)
         yield
+        accesses: dict[int, RouteAccess] = {}
+        for route in policy.routes:
+            if has_rules(route.access):
+                accesses[id(route.access)] = yield from RouteAccess.building(route.access)
+                yield
         fronts = {}
         for listener, number in zip(policy.listeners.values(), prepare.sockets, strict=True):
-            fronts[listener.name] = compile_front(listener, sockets[number])
+            fronts[listener.name] = yield from compiling_front(listener, sockets[number])
             yield
     except BaseException:
         for group in fresh:
             group.close()
         raise
     listeners = tuple(policy.listeners.values())
-    return Generation(prepare, listeners, list(policy.routes), routers, fronts, groups, fresh)
+    routes = list(policy.routes)
+    return Generation(prepare, listeners, routes, routers, fronts, groups, accesses, fresh)
 
 
 def bare(backend: Backend) -> Backend:

@@ -8,7 +8,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from l7proxy.access import UNIX_CLIENT, Blocks, Clients, Trust, admits, plain_address
+from l7proxy.access import (
+    UNIX_CLIENT,
+    Blocks,
+    Clients,
+    RouteAccess,
+    Trust,
+    admits,
+    plain_address,
+)
 from l7proxy.model import Access, Address, Hello, Listener, UnixAddress
 
 HOLDS = [
@@ -127,3 +135,21 @@ def test_who_may_connect_to_a_unix_socket_is_trusted_but_not_on_an_abstract_one(
 )
 def test_plain(address: str, plain: str) -> None:
     assert plain_address(address) == plain
+
+
+def test_thousands_of_blocks_are_compiled_a_few_at_a_time() -> None:
+    """Else the first request of a route with a country's addresses would stop a worker."""
+    blocks = [f"10.{high}.{low}.0/24" for high in range(8) for low in range(256)]
+    building = RouteAccess.building(Access(tuple(blocks), tuple(blocks[:1])))
+    steps = 0
+    while True:
+        try:
+            next(building)
+            steps += 1
+        except StopIteration as done:
+            rules: RouteAccess = done.value
+            break
+    assert steps == len(blocks) // 64
+    assert rules.admit("10.7.255.1")
+    assert not rules.admit("10.8.0.1")
+    assert not rules.admit("10.0.0.1"), "denied"
