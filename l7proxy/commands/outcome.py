@@ -6,7 +6,7 @@ clients' heads go through, and what the backend gets is written by the same writ
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from l7proxy import access, filters
@@ -15,10 +15,12 @@ from l7proxy.errors import BadRequest
 from l7proxy.forwarded import ForwardedWriter, Hop, came_to, client_address
 from l7proxy.head import Head, HeadReader, serialise
 from l7proxy.model import (
+    Access,
     Address,
     Backend,
     Balance,
     Deny,
+    Hello,
     Listener,
     Policy,
     Protocol,
@@ -97,6 +99,14 @@ def _kept_out(listener: Listener, client: str) -> Outcome | None:
     return Outcome("deny", what, client=client)
 
 
+def _kept_out_by(rules: Access, client: str, hello: Hello | None) -> str:
+    """What a route's `allow` and `deny` refuse: the client, or else the name that it asks for."""
+    of_clients = replace(rules, allow_sni=(), deny_sni=())
+    if not access.admits(of_clients, client):
+        return client
+    return f"the name {hello.sni}" if hello is not None and hello.sni else "who gives no name"
+
+
 def _of(
     policy: Policy,
     asked: Asked,
@@ -114,7 +124,8 @@ def _of(
         status = 404 if listener.protocol is Protocol.HTTP else None
         return Outcome("refuse", _NOBODY[listener.protocol], status)
     if not access.admits(route.access, client, asked.hello):
-        what = f"{_DENIED[listener.protocol]}: route `{route.name}` does not let {client} in"
+        whom = _kept_out_by(route.access, client, asked.hello)
+        what = f"{_DENIED[listener.protocol]}: route `{route.name}` does not let {whom} in"
         return Outcome("deny", what, denied)
     if isinstance(answer, Deny):
         return Outcome("deny", f"{_DENIED[listener.protocol]}: the route denies it", denied)

@@ -208,12 +208,18 @@ class Table:
                 message = f"unknown key {quoted(text)} in {self.noun}"
                 walker.error(key, message, did_you_mean(meant) if meant else hint)
                 excused.update([meant] if meant else self.keys if text in self.foreign else ())
+        fields = Fields(values, written, node, frozenset(excused) if excused else _NONE)
         for name in self.required:
-            if name not in written and name not in excused:
-                shown = Node(node.start, node.start + 1) if node.pairs else node
-                key_ = self.keys[name]
-                walker.error(shown, f"{self.noun} needs `{name}`", key_.hint or key_.doc)
-        return Fields(values, written, node, frozenset(excused) if excused else _NONE)
+            self.want(walker, fields, name)
+        return fields
+
+    def want(self, walker: Walker, fields: Fields, name: str) -> None:
+        """Reports that the key `name` is not written, if so."""
+        if name not in fields.keys and name not in fields.excused:
+            node, key = fields.node, self.keys[name]
+            pairs = node.pairs if isinstance(node, nodes.Mapping) else ()
+            shown = Node(node.start, node.start + 1) if pairs else node
+            walker.error(shown, f"{self.noun} needs `{name}`", key.hint or key.doc)
 
     def _without_keys(self, walker: Walker, node: Node, what: str) -> Fields | None:
         if self.short:

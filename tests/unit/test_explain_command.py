@@ -272,10 +272,23 @@ def test_tls(l7proxy: Verbs) -> None:
     assert found["route"]["match"] == "PathPrefix /, ALPN h2"
     found = ask(l7proxy, "GET", "https://db.test/x")
     assert found["listener"]["why"] == "it is the only one that speaks TLS"
-    assert found["answer"] == "the alert access_denied: route `db` does not let 192.0.2.1 in"
+    assert found["answer"] == "the alert access_denied: route `db` does not let the name db.test in"
     assert found["status"] is None
     found = ask(l7proxy, "tls", "tls")
     assert found["answer"] == "the alert unrecognized_name: no route matches"
+
+
+def test_a_route_that_lets_names_and_clients_in(l7proxy: Verbs) -> None:
+    rules = "allow: {clients: [192.0.2.0/24], sni: [in.test]}"
+    route = f"  - {{name: sni, listeners: [tls], {rules}, backendRefs: [{{name: app}}]}}\n"
+    l7proxy.write(POLICY.replace("backends:\n", f"{route}backends:\n"))
+    refusal = "the alert access_denied: route `sni` does not let {} in"
+    asked = ["tls", "tls", "--sni"]
+    assert ask(l7proxy, *asked, "in.test")["action"] == "forward"
+    assert ask(l7proxy, *asked, "out.test")["answer"] == refusal.format("the name out.test")
+    assert ask(l7proxy, "tls", "tls")["answer"] == refusal.format("who gives no name")
+    outside = ask(l7proxy, *asked, "out.test", "--client", "8.8.8.8")
+    assert outside["answer"] == refusal.format("8.8.8.8")
 
 
 @pytest.mark.parametrize(

@@ -65,8 +65,8 @@ POLICY = Table(
         ),
         "backends": Key(
             MapOf(BACKEND, "at least one backend", NAME, most=MAX_BACKENDS),
-            "Groups of endpoints that can stand in for each other, by their names.",
-            required=True,
+            "Groups of endpoints that can stand in for each other, by their names. A policy none of"
+            " whose routes forwards has none.",
             hint="write backends: {app: {endpoints: [127.0.0.1:9000]}}",
         ),
     },
@@ -78,6 +78,10 @@ def read(walker: Walker, root: Node) -> Draft:
     fields = POLICY.read(walker, root, "a policy")
     if fields is None:
         return Draft(None, None, None)
+    if "routes" not in fields.values or any(
+        "backendRefs" in at.value.fields.keys for at in fields.get("routes")
+    ):
+        POLICY.want(walker, fields, "backends")
     listeners, routes, backends = map(fields.get, ("listeners", "routes", "backends"))
     return Draft(
         listeners=None if listeners is None else [listener(walker, *one) for one in listeners],
