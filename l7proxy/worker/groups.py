@@ -12,7 +12,7 @@ has keep its row until the last of them is over.
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 from l7proxy import cookies, health
 from l7proxy.balance import Chance, Hashed, Member, affinity, members, picker
@@ -105,7 +105,9 @@ class Group:
         self._slot = slot
         self._calendar = calendar
         self._picker = picker(backend.balance, chance, start)
-        self._has_names = any(isinstance(one.address, NameAddress) for one in backend.endpoints)
+        self._names = frozenset(
+            one.address.name for one in backend.endpoints if isinstance(one.address, NameAddress)
+        )
         self._by_hash = backend.balance.type is BalanceType.HASH
         self._budget = RetryBudget(backend.retries.budget, now, self.load.row.entered)
         self._by_token: dict[bytes, Place] = {}
@@ -116,9 +118,12 @@ class Group:
 
     # ---- who is there
 
-    def update(self, resolved: Resolved, now: float) -> None:
-        """DNS names have these addresses now. Connections that there are stay as they are."""
-        if not self._has_names:
+    def update(self, resolved: Resolved, now: float, changed: Iterable[str] | None = None) -> None:
+        """DNS names have these addresses now. Connections that there are stay as they are.
+
+        `changed` are the names that have others than before; None: it may be any.
+        """
+        if not self._names if changed is None else self._names.isdisjoint(changed):
             return
         if members(self.backend, resolved) != tuple(place.member for place in self.places):
             self._settle(resolved, now)
@@ -133,7 +138,7 @@ class Group:
         self._replace(())
         self._look(0.0)
         self._fill(at_once=True)
-        self._has_names = False
+        self._names = frozenset()
         self.load.retire()
 
     def _settle(self, resolved: Resolved, now: float) -> None:
@@ -336,7 +341,7 @@ class Group:
 
     def why_nobody(self) -> Reason:
         """Why there is no endpoint to dial."""
-        is_unresolved = self._has_names and not self.places
+        is_unresolved = bool(self._names) and not self.places
         return Reason.UNRESOLVED if is_unresolved else Reason.NO_ENDPOINT
 
     # ---- how much

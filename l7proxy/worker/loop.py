@@ -229,7 +229,7 @@ class Worker:
         """DNS names have these addresses now."""
         self.resolved.update(names)
         for group in self.accepting.generation.groups.values():
-            group.update(self.resolved, self.now)
+            group.update(self.resolved, self.now, names)
 
     # ---- what connections ask of their worker
 

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import random
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 
 from l7proxy import cookies
+from l7proxy.balance import Member, members
 from l7proxy.errors import Reason
 from l7proxy.health import Checked, Failure
 from l7proxy.model import (
@@ -26,6 +28,7 @@ from l7proxy.model import (
     Sticky,
 )
 from l7proxy.telemetry.health import HealthBoard, endpoint_key
+from l7proxy.worker import groups
 from l7proxy.worker.groups import Group, Place
 from l7proxy.worker.timers import Calendar
 
@@ -178,6 +181,27 @@ def test_a_name_has_other_addresses(board: HealthBoard) -> None:
     assert gone.row.present() == 1
     gone.leave()
     assert gone.row.present() == 0
+
+
+def test_only_names_of_its_own_concern_a_group(
+    board: HealthBoard, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A thousand names that change each minute times a thousand groups would be a pause."""
+    view = View(board, 0, backend(NAME, A))
+    asked = 0
+
+    def counted(*arguments: Any) -> tuple[Member, ...]:
+        nonlocal asked
+        asked += 1
+        return members(*arguments)
+
+    monkeypatch.setattr(groups, "members", counted)
+    known = {"app.test": ("10.0.0.1",), "other.test": ("10.0.0.2",)}
+    view.group.update(known, NOW, {"other.test"})
+    assert asked == 0
+    view.group.update(known, NOW, {"app.test"})
+    assert asked > 0
+    assert view.place("10.0.0.1:80").at >= 0
 
 
 def test_rows_are_given_back(board: HealthBoard) -> None:
