@@ -66,6 +66,11 @@ class HealthBoard:
         self.words = self._bytes.cast("Q")
         self.lock_fd = os.memfd_create("l7proxy-health", os.MFD_CLOEXEC)
 
+    @property
+    def used(self) -> int:
+        """Rows that were ever claimed. No child can make it more than there are."""
+        return min(self.words[_USED], self.rows)
+
     def slot(self, process: int) -> HealthSlot:
         """The view of one process. One that only looks needs one too, but no number of its own."""
         if not 0 <= process < self.processes:
@@ -76,7 +81,7 @@ class HealthBoard:
         """End, on paper, what a process held that was waited for."""
         words, stride = self.words, self.stride
         own = self.first + _LINE * (1 + process)
-        end = own + words[_USED] * stride
+        end = own + self.used * stride
         words[own + _LEFT : end + _LEFT : stride] = words[own + _ENTERED : end + _ENTERED : stride]
         words[own + _DIALS_ENDED : end + _DIALS_ENDED : stride] = words[
             own + _DIALS : end + _DIALS : stride
@@ -172,7 +177,7 @@ class HealthSlot:
             self._claimed_anew = words[_CLAIMED_ANEW]
             self._known.clear()
             self._looked = 0
-        used = words[_USED]
+        used = self._board.used
         while self._looked < used:
             self._known[words[_HEAD + self._looked]] = self._looked
             self._looked += 1
@@ -180,7 +185,7 @@ class HealthSlot:
 
     def _claim(self, wanted: int) -> int | None:
         words, board = self.words, self._board
-        number = words[_USED]
+        number = board.used
         if number < board.rows:
             words[_HEAD + number] = wanted
             words[_USED] = number + 1

@@ -32,6 +32,16 @@ def in_child(body: Callable[[], None]) -> None:
     assert os.waitpid(pid, 0)[1] == 0
 
 
+def test_a_child_that_was_taken_over_does_not_stop_the_supervisor(board: HealthBoard) -> None:
+    """It may write whatever it likes here; what it held is put right all the same."""
+    row = board.slot(1).attach("endpoint:app/127.0.0.1:1")
+    row.enter()
+    board.words[0] = 1 << 63  # how many rows are used
+    board.reconcile(1)
+    assert row.present() == 0
+    assert board.slot(2).find("endpoint:app/127.0.0.1:2") is None
+
+
 def test_the_same_key_is_the_same_row_in_every_process(board: HealthBoard) -> None:
     here = board.slot(0).attach("endpoint:app/127.0.0.1:1")
 
