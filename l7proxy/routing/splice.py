@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from l7proxy.access import Trust
 from l7proxy.model import (
     BalanceType,
     Filters,
@@ -120,7 +121,13 @@ class Auto:
         """What a route does that has to be done to each request of a connection."""
         if route.filters != _NO_FILTERS:
             return f"the filters of route `{route.name}` change each request"
-        shared = bool(self._listener.trusted_proxies)
+        listener = self._listener
+        shared = bool(Trust(listener))
+        if shared and (listener.allow or listener.deny):
+            return (
+                f"a trusted proxy brings several clients, and listener `{listener.name}` does not"
+                " let everyone in"
+            )
         if shared and (route.access.allow_clients or route.access.deny_clients):
             return (
                 f"a trusted proxy brings several clients, and route `{route.name}` does not let"

@@ -29,6 +29,7 @@ from l7proxy.model import (
     Splice,
     StaticResponse,
     Sticky,
+    UnixAddress,
 )
 from l7proxy.routing import SpliceChoice, chosen, compile_routers
 from tests.routes import route
@@ -171,6 +172,37 @@ def test_a_long_list_is_cut() -> None:
             "a trusted proxy brings several clients, and route `all` does not let everyone in",
         ),
         (ALL, TRUSTING, APP, None),
+        (ALL, replace(WEB, deny=("10.9.9.9/32",)), APP, None),
+        *(
+            (
+                ALL,
+                replace(TRUSTING, **rule),
+                APP,
+                f"a trusted proxy brings several clients, and listener `{TRUSTING.name}` does not"
+                " let everyone in",
+            )
+            for rule in ({"deny": ("10.9.9.9/32",)}, {"allow": ("10.0.0.0/8",)})
+        ),
+        (  # everybody who may connect to a file is believed
+            replace(ALL, access=Access(deny_clients=("10.0.0.0/8",))),
+            replace(WEB, address=UnixAddress("/run/web.sock")),
+            APP,
+            "a trusted proxy brings several clients, and route `all` does not let everyone in",
+        ),
+        (
+            ALL,
+            replace(WEB, address=UnixAddress("/run/web.sock")),
+            hashed(HashOn.CLIENT),
+            "a trusted proxy brings several clients, and backend `app` picks an endpoint by the"
+            " client",
+        ),
+        (ALL, replace(WEB, address=UnixAddress("/run/web.sock")), APP, None),
+        (
+            replace(ALL, access=Access(deny_clients=("10.0.0.0/8",))),
+            replace(WEB, address=UnixAddress("@web")),  # nobody is believed
+            APP,
+            None,
+        ),
         (
             replace(ALL, backend_refs=(BackendRef("app"), BackendRef("gone", 2, True))),
             WEB,
