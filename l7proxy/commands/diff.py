@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import sys
-from dataclasses import is_dataclass
+from dataclasses import MISSING, Field, fields, is_dataclass
 from enum import Enum
 from typing import TYPE_CHECKING, Any
 
@@ -75,7 +75,7 @@ def _as_dict(found: Difference) -> dict[str, Any]:
                 "name": one.name,
                 "what": one.what,
                 "fields": [
-                    {"name": field.name, "old": plain(field.old), "new": plain(field.new)}
+                    {"name": _key(field.name), "old": plain(field.old), "new": plain(field.new)}
                     for field in one.fields
                 ],
             }
@@ -97,7 +97,7 @@ def _as_dict(found: Difference) -> dict[str, Any]:
 
 
 def plain(value: object) -> Any:
-    """A value of the model as JSON has it: addresses as text, objects without their places."""
+    """A value of the model as a policy writes it: by its keys, without what is left out as well."""
     if isinstance(value, Enum):
         return value.value
     if isinstance(value, tuple | list):
@@ -106,11 +106,39 @@ def plain(value: object) -> Any:
         if type(value).__str__ is not object.__str__:
             return str(value)
         return {
-            name: plain(getattr(value, name))
-            for name in value.__dataclass_fields__
-            if name != "location"
+            _key(one.name): plain(getattr(value, one.name))
+            for one in fields(value)
+            if one.name != "location" and getattr(value, one.name) != _default(one)
         }
     return value
+
+
+def _default(one: Field[Any]) -> Any:
+    return one.default if one.default_factory is MISSING else one.default_factory()
+
+
+# Where a key of a policy is not the name in the model with a capital for each underscore.
+_KEYS = {
+    "access.allow_clients": "allow.clients",
+    "access.allow_sni": "allow.sni",
+    "access.deny_clients": "deny.clients",
+    "access.deny_sni": "deny.sni",
+    "balance.hash_on": "balance.hash",
+    "ejection.most": "ejection.max",
+    "health": "healthCheck",
+    "query": "queryParams",
+    "resolving": "resolve",
+}
+
+
+def _key(name: str) -> str:
+    """The key of a policy that a name in the model stands for; both may have dots."""
+    for model, key in _KEYS.items():
+        if name == model or name.startswith(f"{model}."):
+            name = key + name[len(model) :]
+            break
+    first, *rest = name.split("_")
+    return first + "".join(word[:1].upper() + word[1:] for word in rest)
 
 
 _MARKS = {"added": "+", "removed": "-", "moved": "~", "changed": "~"}
@@ -139,7 +167,7 @@ def _change(one: Change) -> Iterator[str]:
     what = " (moved)" if one.what == "moved" else ""
     yield f"{_MARKS[one.what]} {one.noun} {one.name}{what}"
     for field in one.fields:
-        yield f"    {field.name}: {_short(field.old)} -> {_short(field.new)}"
+        yield f"    {_key(field.name)}: {_short(field.old)} -> {_short(field.new)}"
 
 
 def _short(value: object) -> str:

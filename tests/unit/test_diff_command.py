@@ -1,11 +1,11 @@
 """`l7proxy diff`: what it prints, as people and programs read it, and its exit codes."""
 
-# ruff: noqa: E501 - output stands as it is printed
-
 from __future__ import annotations
 
+import pytest
 from verbs import Verbs
 
+from l7proxy.commands import diff
 from l7proxy.commands.diff import plain
 from l7proxy.model import Address, Endpoint, Location, Protocol
 
@@ -55,7 +55,7 @@ def test_for_people(l7proxy: Verbs) -> None:
 + listener two
 - route api
 ~ route all
-    backend_refs: [{name: app, weight: 1, optional: false}] -> [{name: app, weight: 3, optional: false}, {name: next, we...
+    backendRefs: [{name: app}] -> [{name: app, weight: 3}, {name: next}]
 + route v2
 - backend api
 + backend next"""
@@ -106,3 +106,19 @@ def test_values_of_the_model_as_json() -> None:
     assert plain((Protocol.TLS, 1.5, None, True)) == ["TLS", 1.5, None, True]
     assert plain(Address("::1", 80)) == "[::1]:80"
     assert plain(endpoint) == "[::1]:80"
+
+
+@pytest.mark.parametrize(
+    ("model", "key"),
+    [
+        ("backend_refs", "backendRefs"),
+        ("filters.url_rewrite.path", "filters.urlRewrite.path"),
+        ("access.allow_clients", "allow.clients"),
+        ("health.interval", "healthCheck.interval"),
+        ("ejection.most", "ejection.max"),
+        ("slow_start", "slowStart"),
+        ("limits.client_connections", "limits.clientConnections"),
+    ],
+)
+def test_fields_have_the_names_that_policies_give_them(model: str, key: str) -> None:
+    assert diff._key(model) == key
