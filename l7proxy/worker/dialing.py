@@ -216,13 +216,17 @@ class Dialing:
         try:
             sock = dial.start(address)
             connected = dial.progress(sock, address)
+            if not connected and not dial.must_ask(address):
+                connection.worker.register(sock.fileno(), select.EPOLLOUT, connection)
         except dial.DialError as error:
             if sock is not None:
                 sock.close()
             place.leave()
             self._refused(place, error)
             return False
-        except OSError:  # no descriptor: another endpoint would fare no better
+        except OSError:  # no descriptor, or none more in epoll: no other endpoint would fare better
+            if sock is not None:
+                sock.close()
             place.leave()
             self._failure = Reason.DESCRIPTORS
             self._order, self._race = _NOBODY, _NO_RACE
@@ -232,8 +236,6 @@ class Dialing:
             return True
         now = connection.worker.now
         self._attempts[sock.fileno()] = _Attempt(place, sock, now + self._seconds)
-        if not dial.must_ask(address):
-            connection.worker.register(sock.fileno(), select.EPOLLOUT, connection)
         connection.watch(connection.client, 0)  # errors are always reported
         self._race_at = now + ATTEMPT_DELAY
         self._schedule()
