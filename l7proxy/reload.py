@@ -49,6 +49,7 @@ from l7proxy.telemetry.log import event
 log = logging.getLogger(__name__)
 
 MOST_NAMES = 100_000  # that the prober may tell of
+GATHER = 0.02  # seconds in which addresses of names become one message to the workers
 PREPARE_SECONDS = 60.0  # that a worker may take to build a policy
 NAMES_SECONDS = 3.0  # ... and new names to get their first answer
 COMMIT_SECONDS = 10.0  # ... to swap it
@@ -99,6 +100,7 @@ class Reloader:
         self._leaving: dict[int, ListeningSocket] = {}
         self._changes = ""
         self.supervisor: Supervisor
+        self._news: dict[str, tuple[str, ...]] = {}  # of `resolved`, what workers were not told yet
         self.resolved: dict[str, tuple[str, ...]] = {}
         self.pairs: int | None = None  # that the BPF maps hold, if there are any
         self.current: Serving | None = None
@@ -163,7 +165,13 @@ class Reloader:
         if len(self.resolved.keys() | names.keys()) > MOST_NAMES:
             raise ChannelBroken(f"it tells of more than {MOST_NAMES:,} names")
         self.resolved.update(names)
-        self.supervisor.send_workers(Resolved(names))
+        if not self._news:
+            asyncio.get_running_loop().call_later(GATHER, self._tell_news)
+        self._news.update(names)
+
+    def _tell_news(self) -> None:
+        while self._news:
+            self.supervisor.send_workers(Resolved.take(self._news))
 
     def _is_preparing(self, number: int) -> bool:
         return self._preparing is not None and self._preparing.number == number
@@ -345,6 +353,7 @@ class Reloader:
 
     def _commit(self, new: Serving) -> None:
         """No await in here: a worker starts with the old policy or with the new one."""
+        self._tell_news()
         old, self.current, self._preparing = self.serving, new, None
         self._changes = changes(old, new)
         for listener, one in new.listeners():

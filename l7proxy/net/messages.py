@@ -18,6 +18,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+_NEWS = 24 * 1024
+"""Bytes of a message about names, before its last name: with it, one has at most twice as many."""
+
 
 @dataclass(frozen=True, slots=True)
 class Sockets:
@@ -91,6 +94,20 @@ class Resolved:
     """
 
     names: dict[str, tuple[str, ...]]
+
+    @classmethod
+    def take(cls, news: dict[str, tuple[str, ...]]) -> Resolved:
+        """Take as many names out of `news` as one message may tell of; at least one.
+
+        A message for each name would be more than a channel holds, where a policy has thousands.
+        """
+        taken: dict[str, tuple[str, ...]] = {}
+        size = 0
+        while news and size < _NEWS:
+            name, addresses = news.popitem()
+            taken[name] = addresses
+            size += len(name) + 8 + sum(len(address) + 3 for address in addresses)
+        return cls(taken)
 
 
 @dataclass(frozen=True, slots=True)

@@ -36,6 +36,7 @@ log = logging.getLogger(__name__)
 
 AT_ONCE = 256  # checks under way: a limit on descriptors
 FIRST_WITHIN = 1.0  # seconds in which first checks begin, spread out
+GATHER = 0.01  # seconds in which addresses that were found become one message
 
 GONE = 1  # exit code: the supervisor is
 
@@ -65,6 +66,7 @@ class Prober:
         self._resolved = {name: tuple(found) for name, found in setup.resolved.items()}
         self._names: dict[str, tuple[Name, asyncio.Task[None]]] = {}
         self._checks: dict[tuple[str, Member], tuple[HealthCheck, asyncio.Task[None]]] = {}
+        self._news: dict[str, tuple[str, ...]] = {}  # that the supervisor has not been told
         self._turns = asyncio.Semaphore(AT_ONCE)
         self._gone = asyncio.Event()
 
@@ -124,13 +126,23 @@ class Prober:
     def _tell(self, name: str, addresses: tuple[str, ...]) -> None:
         if addresses:
             self._resolved[name] = addresses
-            self._settle_checks()
+        if not self._news:
+            asyncio.get_running_loop().call_later(GATHER, self._tell_news)
+        self._news[name] = addresses
+
+    def _tell_news(self) -> None:
+        """Tell what was gathered, as fast as the supervisor listens."""
+        if self._gone.is_set():
+            return
+        self._settle_checks()
         try:
-            self._channel.send(Resolved({name: addresses}))
-            if self._channel.waiting:
-                asyncio.get_running_loop().add_writer(self._channel.fileno(), self._flush)
+            while self._news and not self._channel.waiting:
+                self._channel.send(Resolved.take(self._news))
         except ChannelClosed:
             self._gone.set()
+            return
+        if self._channel.waiting:
+            asyncio.get_running_loop().add_writer(self._channel.fileno(), self._flush)
 
     def _flush(self) -> None:
         try:
@@ -139,6 +151,7 @@ class Prober:
             self._gone.set()
         if self._gone.is_set() or not self._channel.waiting:
             asyncio.get_running_loop().remove_writer(self._channel.fileno())
+            self._tell_news()
 
     def _settle_checks(self) -> None:
         wanted = {

@@ -246,3 +246,30 @@ def test_a_prober_goes_on_where_another_one_ended(
     asyncio.run(scene())
     assert row.checked is Checked.DOWN
     assert not [text for text in caplog.messages if text.startswith("endpoint")]
+
+
+def test_thousands_of_names_at_once(board: HealthBoard, monkeypatch: pytest.MonkeyPatch) -> None:
+    """More than the channel holds, if each were a message; and nobody listens for a while."""
+    monkeypatch.setattr(names, "resolve", Script([f"10.0.0.{n}" for n in range(20)]))
+    many = [f"n{n}.test" for n in range(5000)]
+    backend = Backend("app", tuple(Endpoint(NameAddress(name, 80)) for name in many))
+
+    async def main() -> None:
+        ours, theirs = channel.pair()
+        end = Channel(ours, FROM_PROBER)
+        prober = Prober(ProberSetup({"app": backend}, board.slot(0), theirs.detach()))
+        running = asyncio.create_task(prober.run())
+        await asyncio.sleep(1.0)
+        found: dict[str, tuple[str, ...]] = {}
+        messages = 0
+        async with asyncio.timeout(10):
+            while len(found) < len(many):
+                for received in end.receive():
+                    found.update(received.message.names)
+                    messages += 1
+                await asyncio.sleep(0.001)
+        assert messages < len(many) / 20
+        end.close()
+        assert await running == GONE
+
+    asyncio.run(main())
