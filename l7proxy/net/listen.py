@@ -60,13 +60,19 @@ class ListeningSocket:
     file: SocketFile | None = None
 
     def stop(self) -> None:
-        """Let nobody new in. What is in the queue, or on its way there, is still to be accepted."""
+        """Let nobody new in. What is in the queue, or on its way there, is still to be accepted.
+
+        Where there are no filters (gVisor), a handshake that is under way at `close` is reset.
+        """
         if self.sock.family == socket.AF_UNIX:
             self.remove_file()
             return
         program = ctypes.create_string_buffer(_NO_SYN)
         argument = struct.pack("HL", len(_NO_SYN) // 8, ctypes.addressof(program))
-        self.sock.setsockopt(socket.SOL_SOCKET, _SO_ATTACH_FILTER, argument)
+        try:
+            self.sock.setsockopt(socket.SOL_SOCKET, _SO_ATTACH_FILTER, argument)
+        except OSError as error:
+            log.debug("%s: no filter for its socket: %s", self.address, error.strerror)
 
     def set_mode(self, mode: int | None) -> None:
         """Give the file of a unix socket another mode; None leaves it as it is."""

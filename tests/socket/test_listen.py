@@ -11,6 +11,7 @@ import pytest
 
 from l7proxy.errors import StartupError
 from l7proxy.model import Address, Listener, UnixAddress
+from l7proxy.net import listen
 from l7proxy.net.listen import (
     bound_address,
     explain,
@@ -259,6 +260,14 @@ def test_a_file_that_is_somebody_elses_is_left_alone(tmp_path: Path) -> None:
     one.set_mode(0o600)
     one.close()
     assert path.read_text() == "another one's"
+
+
+def test_a_kernel_without_socket_filters(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A reload is in force by then: a handshake that is reset is no reason to fail."""
+    monkeypatch.setattr(listen, "_SO_ATTACH_FILTER", 9999)
+    one = open_for_clients(Listener("web", Address("127.0.0.1", 0)))
+    one.stop()
+    one.close()
 
 
 def test_a_file_that_is_swapped_while_its_mode_changes(
