@@ -194,6 +194,7 @@ class Connection:
     def _open(self) -> None:
         worker = self.worker
         sending, self.sending = self._sending, None
+        self.client_host = ""  # it has decided what it could; idle connections are many
         self.held_answer, self.held_request = sending.held_answer, sending.held_request
         worker.view[Counter.RELAYED_CLIENT] += self.early_in
         worker.view[Counter.RELAYED_BACKEND] += max(0, self.early_answer - len(self.held_answer))
