@@ -94,7 +94,10 @@ def _request(policy: Policy, options: argparse.Namespace) -> Asked:
         url = urlsplit(options.target)
     except ValueError as error:
         raise Unclear(f"{options.target!r} is no URL: {error}") from None
-    if not options.target.startswith("/") and (url.scheme not in _PORTS or not url.netloc):
+    whole = options.target == "*"  # asterisk-form: about the server as a whole
+    if not (whole or options.target.startswith("/")) and (
+        url.scheme not in _PORTS or not url.netloc
+    ):
         raise Unclear(
             f"{options.target!r} is no URL: write http://HOST/PATH, or tcp or tls and a listener"
         )

@@ -124,7 +124,7 @@ def _as_dict(asked: Asked, outcome: Outcome) -> dict[str, Any]:
             "name": why.route.name,
             "at": _at(why.route.location),
             "hostname": why.hostname,
-            "match": _in_words(match),
+            "match": _in_words(match, stream=listener.protocol != "HTTP"),
             "matchAt": _at(match.location),
         }
     found["others"] = [
@@ -156,15 +156,16 @@ def _at(location: Location | None) -> str:
     return "" if location is None else str(location)
 
 
-def _in_words(match: Match) -> str:
-    parts = [f"{match.path.type} {match.path.value}"]
+def _in_words(match: Match, *, stream: bool) -> str:
+    """`stream`: nothing is there that could have a path."""
+    parts = [] if stream else [f"{match.path.type} {match.path.value}"]
     if match.method is not None:
         parts.append(f"method {match.method}")
     parts += [f"header {one.name} {one.type} {one.value!r}" for one in match.headers]
     parts += [f"query parameter {one.name} {one.type} {one.value!r}" for one in match.query]
     if match.alpn:
         parts.append(f"ALPN {' or '.join(match.alpn)}")
-    return ", ".join(parts)
+    return ", ".join(parts) or "everything"
 
 
 # ---- for people

@@ -176,6 +176,8 @@ def _shares(policy: Policy, route: Route) -> tuple[Share, ...]:
 def _ballot(policy: Policy, listener: Listener, host: str, path: str, facts: Facts) -> _Ballot:
     ballot = _Ballot()
     served = listener.protocol is Protocol.TCP or host in hosts.HostSet(listener.hostnames)
+    who = "client" if listener.protocol is Protocol.TLS else "request"
+    named = f"not {host}" if host else f"and the {who} names none"
     stranger = ("listener", f"listener {listener.name} serves other hosts only")
     for order, route in enumerate(policy.routes):
         for index, patterns in taking_part(route, listener):
@@ -192,9 +194,7 @@ def _ballot(policy: Policy, listener: Listener, host: str, path: str, facts: Fac
             for pattern in patterns:
                 wrong = list(missed)
                 if not hosts.matches(pattern, host):
-                    wrong.insert(
-                        0, ("hostnames", f"its hostname is {pattern}, not {host or 'none'}")
-                    )
+                    wrong.insert(0, ("hostnames", f"its hostname is {pattern}, {named}"))
                 ballot.found.append(
                     _Candidate(rule, index, pattern, _standing(rule, pattern), tuple(wrong))
                 )

@@ -9,7 +9,9 @@ it one way and the backend another, `/public/../admin` would pass as `/public` h
   reading is what patterns and paths are always compared in. Nothing else is decoded.
 - *resolved*: the same with "." and ".." removed as RFC 3986, 5.2.4 says.
 - *lenient*: what servers are known to make of it besides: "%2F", "%5C" and "\\" are "/", empty
-  elements vanish, "..;x" is "..", and then dots are removed.
+  elements vanish, what follows ";" in an element is a parameter and not part of its name (RFC 3986,
+  3.3, names the custom; servlet containers match "/admin;x" as "/admin"), and then dots are
+  removed.
 
 They agree on nearly every request. Where they do not, they still may lead to the same route, and
 then it does not matter who is right. If they lead to different routes, nobody can know which one
@@ -27,14 +29,14 @@ import re
 
 _ESCAPE = re.compile(r"%([0-9A-Fa-f]{2})")
 _UNRESERVED = frozenset("ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-._~")
-_ODD = re.compile(r"/\.|//|\\|%2F|%5C")  # in the normal form
+_ODD = re.compile(r"/\.|//|\\|;|%2F|%5C")  # in the normal form
 _ENCODED_SLASH = re.compile(r"%2F|%5C|\\")
-_DOTS_WITH_PARAMETER = re.compile(r"(?<=/)(\.\.?);[^/]*")
+_PARAMETER = re.compile(r";[^/]*")
 
 
 def is_plain(path: str) -> bool:
     """Whether all readings of `path` are surely `path` itself: so it is for nearly all."""
-    return not ("%" in path or "/." in path or "//" in path or "\\" in path)
+    return not ("%" in path or "/." in path or ";" in path or "//" in path or "\\" in path)
 
 
 def readings(path: str) -> tuple[str, str, str]:
@@ -43,9 +45,7 @@ def readings(path: str) -> tuple[str, str, str]:
     if not plain.startswith("/") or not _ODD.search(plain):  # it has no elements, or nothing odd
         return plain, plain, plain
     resolved = _without_dots(plain, keep_empty=True) if "/." in plain else plain
-    slashes = _ENCODED_SLASH.sub("/", plain)
-    if ";" in slashes:
-        slashes = _DOTS_WITH_PARAMETER.sub(r"\1", slashes)
+    slashes = _PARAMETER.sub("", _ENCODED_SLASH.sub("/", plain))
     return plain, resolved, _without_dots(slashes, keep_empty=False)
 
 

@@ -269,7 +269,7 @@ def test_tls(l7proxy: Verbs) -> None:
     found = ask(l7proxy, "tls", "tls", "--sni", "DB.test", "--alpn", "h2", "--alpn", "http/1.1")
     assert found["asked"] == {"sni": "db.test", "alpn": ["h2", "http/1.1"]}
     assert found["route"]["name"] == "h2"
-    assert found["route"]["match"] == "PathPrefix /, ALPN h2"
+    assert found["route"]["match"] == "ALPN h2"
     found = ask(l7proxy, "GET", "https://db.test/x")
     assert found["listener"]["why"] == "it is the only one that speaks TLS"
     assert found["answer"] == "the alert access_denied: route `db` does not let the name db.test in"
