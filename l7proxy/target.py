@@ -65,6 +65,9 @@ def _path_query(text: bytes) -> tuple[str, str | None]:
     if match is None:
         raise BadRequest(400, Rule.TARGET, "the target holds a character that it may not")
     path, query = match.groups()
+    if b"%00" in path:
+        # Stricter than RFC 3986, 7.3 of which warns of it: to C it ends the name.
+        raise BadRequest(400, Rule.TARGET, "the path holds an encoded NUL")
     return path.decode("ascii"), None if query is None else query.decode("ascii")
 
 

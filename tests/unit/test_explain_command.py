@@ -255,6 +255,11 @@ def test_a_path_that_can_be_read_in_two_ways(l7proxy: Verbs) -> None:
     assert "          lenient: /x leads to no route\n" in out
 
 
+def test_a_request_about_the_whole_server(l7proxy: Verbs) -> None:
+    found = web(l7proxy, "OPTIONS", "*", "-H", "Host: shop.test")
+    assert found["asked"] == {"method": "OPTIONS", "host": "shop.test", "path": "/", "query": None}
+
+
 def test_streams(l7proxy: Verbs) -> None:
     found = ask(l7proxy, "tcp", "raw")
     assert (found["asked"], found["route"]["name"]) == ({}, "stream")

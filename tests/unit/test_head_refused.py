@@ -161,6 +161,7 @@ TARGETS = [
     Refused("Latin-1 in the query", first_line(b"GET /?\xe4 HTTP/1.1"), 400, "target"),
     Refused("no-break space in the path", first_line(b"GET /a\xa0b HTTP/1.1"), 400, "target"),
     Refused("backslash in the path", first_line(b"GET /a\\..\\b HTTP/1.1"), 400, "target"),
+    Refused("encoded NUL in the path", first_line(b"GET /a%00b?c HTTP/1.1"), 400, "target"),
     Refused("quotation mark", first_line(b'GET /"a" HTTP/1.1'), 400, "target"),
     Refused("angle brackets", first_line(b"GET /<script> HTTP/1.1"), 400, "target"),
     Refused("relative path", first_line(b"GET a/b HTTP/1.1"), 400, "target"),

@@ -127,7 +127,11 @@ def test_counts_are_told_in_the_right_number() -> None:
 def test_nothing_matches() -> None:
     found = told("a > /a\nh h.test > /", "/b")
     assert (found.answer, found.route, found.shares, found.splice) == (NOT_FOUND, None, (), None)
-    assert losers(found)["h"] == (False, "hostnames", "its hostname is h.test, and the request names none")
+    assert losers(found)["h"] == (
+        False,
+        "hostnames",
+        "its hostname is h.test, and the request names none",
+    )
 
 
 def test_a_host_that_the_listener_does_not_serve() -> None:

@@ -2,27 +2,47 @@
 
 from __future__ import annotations
 
+from l7proxy.access import Trust
 from l7proxy.config.language import Draft, RouteDraft
 from l7proxy.config.lint.access import unreachable
 from l7proxy.config.lint.repeated import repeated
 from l7proxy.config.problems import Severity, quoted
 from l7proxy.config.schema import Fields
 from l7proxy.config.walker import At, Walker
+from l7proxy.forwarded import is_claim
 from l7proxy.model import Policy, ValueMatch
 from l7proxy.routing.hosts import intersect
 
 
 def check(walker: Walker, draft: Draft, policy: Policy) -> None:
     """Warns about what each route says."""
+    trusting = {one.name for one in policy.listeners.values() if Trust(one)}
     for route in draft.routes or []:
         repeated(walker, "`listeners`", route.listeners or [])
         repeated(walker, "`hostnames`", route.hostnames or [])
         for match in route.matches or []:
             _first_counts(walker, "header", match.value.headers)
             _first_counts(walker, "query parameter", match.value.query)
+        _unbelieved(walker, route, trusting)
         _access(walker, route)
         _names(walker, route)
         _missing(walker, route, policy)
+
+
+def _unbelieved(walker: Walker, route: RouteDraft, trusting: set[str]) -> None:
+    """Matches on a field that only a trusted proxy may send, where nobody is trusted."""
+    named = {at.value for at in route.listeners or []}
+    if trusting & named or (trusting and not named):
+        return
+    for match in route.matches or []:
+        for at in match.value.headers:
+            if is_claim(at.value.name.encode()):
+                walker.warn(
+                    at.node,
+                    f"this match never holds: {quoted(at.value.name)} is dropped unless a trusted"
+                    " proxy sends it, and nobody is trusted here",
+                    "name the proxies in `trustedProxies` of the listener",
+                )
 
 
 def _first_counts(walker: Walker, what: str, written: tuple[At[ValueMatch], ...]) -> None:
