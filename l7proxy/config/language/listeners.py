@@ -66,8 +66,8 @@ LIMITS = Record(
                 Whole(1, MAX_CONNECTIONS),
                 "Connections at once from one client address, over all workers. One more is reset."
                 " An IPv6 client is its /64, within which it can change its address as it likes."
-                " Behind a trusted proxy the client that it names is counted: once for a connection,"
-                " as the first request on it says.",
+                " Behind a trusted proxy the client that it names is counted: once for a"
+                " connection, as the first request on it says.",
                 default="no limit but `connections`",
             ),
         },
