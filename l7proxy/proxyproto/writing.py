@@ -55,11 +55,22 @@ def _encode_v1(source: SocketAddress | None, destination: SocketAddress | None) 
     one, other = _same_family(source, destination)
     family = "TCP6" if isinstance(one, ipaddress.IPv6Address) else "TCP4"
     return (
-        f"PROXY {family} {one.compressed} {other.compressed} {source.port} {destination.port}\r\n"
+        f"PROXY {family} {_text(one)} {_text(other)} {source.port} {destination.port}\r\n"
     ).encode("ascii")
 
 
 _Ip = ipaddress.IPv4Address | ipaddress.IPv6Address
+
+
+def _text(address: _Ip) -> str:
+    """As 2.1 wants it: an IPv6 address of hexadecimal digits and colons only.
+
+    Python writes an IPv4-mapped one with dots since 3.13.
+    """
+    mapped = address.ipv4_mapped if isinstance(address, ipaddress.IPv6Address) else None
+    if mapped is None:
+        return address.compressed
+    return f"::ffff:{int(mapped) >> 16:x}:{int(mapped) & 0xFFFF:x}"
 
 
 def _same_family(source: Address, destination: Address) -> tuple[_Ip, _Ip]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from pathlib import Path
 
 import pytest
@@ -21,13 +22,13 @@ backends:
 
 def maps(pid: int) -> set[int]:
     """The BPF maps that a process has a descriptor of."""
-    told = [one.read_text() for one in Path(f"/proc/{pid}/fdinfo").iterdir()]
-    return {
-        int(line.split()[1])
-        for text in told
-        for line in text.splitlines()
-        if line.startswith("map_id:")
-    }
+    found: set[int] = set()
+    for one in Path(f"/proc/{pid}/fdinfo").iterdir():
+        with contextlib.suppress(FileNotFoundError):  # closed meanwhile
+            for line in one.read_text().splitlines():
+                if line.startswith("map_id:"):
+                    found.add(int(line.split()[1]))
+    return found
 
 
 def test_each_worker_has_its_own_maps_and_the_prober_none():
