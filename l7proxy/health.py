@@ -185,8 +185,11 @@ def standing(seen: Sequence[Seen], backend: Backend, now: float) -> Standing:
 
 
 def slow_start_share(back_since: float, seconds: float, now: float) -> float:
-    """The part of its share, up to 1, that an endpoint gets which came back at `back_since`."""
-    if not back_since or now >= back_since + seconds:
+    """The part of its share, up to 1, that an endpoint gets which came back at `back_since`.
+
+    That may lie ahead: another process has looked at the clock since, and it is rounded.
+    """
+    if not back_since or not seconds or now >= back_since + seconds:
         return 1.0
     return max(SLOW_START_FIRST, (now - back_since) / seconds)
 

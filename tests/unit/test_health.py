@@ -156,6 +156,8 @@ def test_the_share_grows(after: float, share: float) -> None:
 
 def test_without_slow_start_and_without_having_been_away() -> None:
     assert slow_start_share(NOW, 0.0, NOW) == 1.0
+    assert slow_start_share(NOW, 0.0, NOW - 0.001) == 1.0
+    assert slow_start_share(NOW, 10.0, NOW - 0.001) == slow_start_share(NOW, 10.0, NOW)
     assert slow_start_share(0.0, 10.0, 1.0) == 1.0
 
 
