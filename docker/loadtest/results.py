@@ -1,0 +1,152 @@
+"""The results file: what was measured, of what, on what. JSON, one file for each run.
+
+A figure that does not apply to a sample is absent. Contenders and workloads stand in the order of
+the tables. A sample with a problem stays in the file and enters no median.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+VERSION = 1
+
+# What a workload is like, and so which figures and plots it has.
+KINDS = ("rate", "stream", "idle", "memory", "mix")
+
+# The loads of a sample, in per cent of the contender's own knee, or as fast as it goes. A workload
+# whose rate is not a question (idle, memory) has None.
+SATURATION = "saturation"
+LOADS = (SATURATION, "20", "50", "80")
+
+
+class ResultsError(Exception):
+    """A file that is no results file of this version; the text says which and why."""
+
+
+@dataclass(frozen=True, slots=True)
+class Head:
+    """What the figures depend on.
+
+    `memory` in KiB, `seconds` of load in a sample, `baseline` CPU seconds per second that the idle
+    machine used (subtracted from every figure).
+    """
+
+    date: str
+    command: str
+    kernel: str
+    processors: str
+    memory: int
+    network: str
+    settings: str
+    workers: int
+    rounds: int
+    seconds: float
+    baseline: float
+
+
+@dataclass(frozen=True, slots=True)
+class ContenderInfo:
+    """A contender as it was. `peer`: a proxy of others, which ratios are taken to."""
+
+    name: str
+    title: str
+    version: str
+    peer: bool
+    config: str
+
+
+@dataclass(frozen=True, slots=True)
+class WorkloadInfo:
+    """A workload. `unit`: what its rate counts, and its costs are per."""
+
+    name: str
+    title: str
+    unit: str
+    kind: str
+
+
+@dataclass(slots=True)
+class Sample:
+    """One contender under one load of one workload, in one round.
+
+    Units are in the names of the figures: `rate` units/s, `*_us` microseconds (latency, or CPU time
+    per unit), `*_gb` CPU seconds per 10^9 bytes, `*_kib` KiB, `switches` context switches of the
+    whole machine per unit. `histogram`: (latency in us, count). `series`: memory over time, each
+    with `t` in seconds from the beginning of the load.
+    """
+
+    workload: str
+    contender: str
+    round: int
+    load: str | None = None
+    problems: list[str] = field(default_factory=list)
+    figures: dict[str, float] = field(default_factory=dict)
+    histogram: list[tuple[float, int]] | None = None
+    series: list[dict[str, float]] | None = None
+    notes: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def valid(self) -> bool:
+        """Whether it enters a median."""
+        return not self.problems
+
+
+@dataclass(frozen=True, slots=True)
+class Results:
+    """One run."""
+
+    head: Head
+    contenders: Sequence[ContenderInfo]
+    workloads: Sequence[WorkloadInfo]
+    samples: Sequence[Sample]
+
+
+def dumps(results: Results) -> str:
+    """The text of the file."""
+    raw = {
+        "version": VERSION,
+        "head": asdict(results.head),
+        "contenders": [asdict(contender) for contender in results.contenders],
+        "workloads": [asdict(workload) for workload in results.workloads],
+        "samples": [asdict(sample) | {"valid": sample.valid} for sample in results.samples],
+    }
+    return json.dumps(raw, allow_nan=False, separators=(",", ":")) + "\n"
+
+
+def loads(text: str, where: str = "results") -> Results:
+    """The run in a text; ResultsError when it is none."""
+    try:
+        raw = json.loads(text)
+        if raw["version"] != VERSION:
+            raise ResultsError(f"{where}: version {raw['version']}, this reads {VERSION}")
+        return Results(
+            head=Head(**raw["head"]),
+            contenders=[ContenderInfo(**contender) for contender in raw["contenders"]],
+            workloads=[WorkloadInfo(**workload) for workload in raw["workloads"]],
+            samples=[_sample(sample) for sample in raw["samples"]],
+        )
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ResultsError(f"{where}: not a results file: {error!r}") from None
+
+
+def _sample(raw: Mapping[str, Any]) -> Sample:
+    fields = {name: value for name, value in raw.items() if name != "valid"}
+    if fields.get("histogram") is not None:
+        fields["histogram"] = [(latency, count) for latency, count in fields["histogram"]]
+    return Sample(**fields)
+
+
+def write(results: Results, path: Path) -> None:
+    """The file appears whole or not at all."""
+    draft = path.with_suffix(".tmp")
+    draft.write_text(dumps(results))
+    draft.replace(path)
+
+
+def read(path: Path) -> Results:
+    """Raises OSError, or ResultsError that names the file."""
+    return loads(path.read_text(), str(path))
