@@ -70,6 +70,9 @@ class Running(Protocol):
     def own(self, *, memory: bool = True) -> Own:
         """A reading of its processes now. Without `memory` it is faster and has pss_kib = 0."""
 
+    def pss_kib(self) -> float:
+        """Its proportional set size now: asked several times a second, from another thread."""
+
     def stats(self) -> Mapping[str, object]:
         """What it says of itself (l7proxy's /stats), {} where it says nothing."""
 
@@ -81,6 +84,7 @@ class Host(Protocol):
     """Where contenders and the two origins run. Enter it to start the origins."""
 
     network: str  # "loopback", "namespaces" or "docker"
+    origins: Addresses  # both, in each of the tuples
 
     def __enter__(self) -> Host:
         """Start the origins."""
@@ -93,6 +97,9 @@ class Host(Protocol):
 
     def configuration(self, order: Order) -> str:
         """The text of its configuration as `running` would use it, for the results file."""
+
+    def capacity(self, name: str, workers: int) -> int:
+        """How many connections this contender can hold at once (RLIMIT_NOFILE, mostly)."""
 
     def running(self, order: Order) -> AbstractContextManager[Running]:
         """The contender, started with the block and ended with it.

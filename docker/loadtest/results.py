@@ -73,10 +73,28 @@ class WorkloadInfo:
 class Sample:
     """One contender under one load of one workload, in one round.
 
-    Units are in the names of the figures: `rate` units/s, `*_us` microseconds (latency, or CPU time
-    per unit), `*_gb` CPU seconds per 10^9 bytes, `*_kib` KiB, `switches` context switches of the
-    whole machine per unit. `histogram`: (latency in us, count). `series`: memory over time, each
-    with `t` in seconds from the beginning of the load.
+    Figures, each absent where it does not apply. "Machine" is all that the processors did less the
+    idle baseline and other users' processes; "own" the contender's processes; "rest" the machine
+    less client and origins.
+
+    - rate            units per second (GB/s where the unit is GB); offered: the open loop's plan
+    - gb_per_s        10^9 bytes of payload per second
+    - p50_us p90_us p99_us p999_us    from the planned moment; never at saturation
+    - cpu_us cpu_own_us cpu_rest_us kthreads_us softirq_us    CPU microseconds per unit
+    - cpu_gb cpu_own_gb cpu_rest_gb kthreads_gb softirq_gb    CPU seconds per GB
+    - cpu_share cpu_own_share         of all processors together
+    - switches switches_own           context switches per unit, of the machine and of its own
+    - pss_kib                         of its processes under load; the most where there is a series
+    - sockets_kib slab_kib machine_kib    above what it was before (see `memory`); the most of a
+                                      series
+    - growth_kib      memory workloads: the most that PSS, sockets and slabs grew together
+    - connections, pss_each_kib sockets_each_kib slab_each_kib machine_each_kib    idle workloads:
+                      how many were held, and KiB for each of them
+    - requests_rate requests_p50_us requests_p99_us, and so on with connects_, downloads_, uploads_:
+                      the parts of the mix
+
+    `histogram`: (latency in us, count). `series`: memory over time, each point with `t` in seconds
+    from the beginning, pss_kib, sockets_kib, slab_kib, machine_kib.
     """
 
     workload: str
