@@ -7,10 +7,11 @@ Figures are by name, their units in `results.Sample`. What is wrong with a sampl
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from . import blast, memory, meter
 from .blast import Hold, Load, Result, Slow
@@ -128,6 +129,8 @@ class Sampler:
         alive = sum(result.alive for result in results)
         if alive < held:
             sample.problems.append(f"{held - alive} of {held} idle connections did not survive")
+        if complaint := _unspliced(sample.notes["stats"], held):
+            sample.problems.append(complaint)
 
     def _slow(self, workload: Workload, sample: Sample) -> None:
         traffic = workload.traffic[""]
@@ -189,6 +192,7 @@ class Sampler:
             for client in clients:
                 client.end()
             after, own_after = meter.read(), running.own()
+            sample.notes["stats"] = dict(running.stats())  # while everything is connected
             results = [client.result() for client in clients]
             usage = meter.usage(
                 before,
@@ -297,3 +301,12 @@ class Sampler:
         after = memory.kernel()
         sample.figures["sockets_kib"] = after.sockets - before.sockets
         sample.figures["slab_kib"] = after.slab - before.slab
+
+
+def _unspliced(stats: Mapping[str, Any], held: int) -> str | None:
+    """What is wrong when l7proxy on sockmap holds idle connections and has not spliced them all."""
+    pairs = stats.get("pairs")
+    if stats.get("datapath") != "sockmap" or not isinstance(pairs, dict):
+        return None
+    spliced = pairs.get("spliced", 0)
+    return f"{spliced} of {held} connections were spliced" if spliced < held else None

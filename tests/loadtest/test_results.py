@@ -1,0 +1,88 @@
+"""The results file: what is written is read again."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from loadtest import results
+from loadtest.results import ContenderInfo, Head, Results, ResultsError, Sample, WorkloadInfo
+
+HEAD = Head(
+    date="2026-01-01 00:00 UTC",
+    command="python3 -m loadtest native",
+    kernel="6.18",
+    processors="2 x some",
+    memory=1024,
+    network="loopback",
+    settings="somaxconn = 4096",
+    workers=2,
+    rounds=5,
+    seconds=3.0,
+    baseline=0.01,
+)
+
+
+def _results() -> Results:
+    return Results(
+        HEAD,
+        [ContenderInfo("haproxy-tcp", "HAProxy, TCP", "2.6.12", True, "global\n")],
+        [WorkloadInfo("requests-50", "Small requests", "request", "rate")],
+        [
+            Sample("requests-50", "haproxy-tcp", 1, "saturation", figures={"rate": 1e5}),
+            Sample(
+                "requests-50",
+                "haproxy-tcp",
+                1,
+                "50",
+                figures={"rate": 5e4, "p50_us": 90.0},
+                histogram=[(80.5, 10), (90.0, 20)],
+                notes={"tcp": {"RetransSegs": 0}},
+            ),
+            Sample(
+                "slow-reader",
+                "haproxy-tcp",
+                1,
+                None,
+                problems=["kernel log: nf_conntrack: table full, dropping packet"],
+                series=[{"t": 0.0, "pss_kib": 10.0}],
+            ),
+        ],
+    )
+
+
+def test_a_round_trip(tmp_path: Path) -> None:
+    path = tmp_path / "one.json"
+    results.write(_results(), path)
+    assert results.read(path) == _results()
+    assert [sample.valid for sample in results.read(path).samples] == [True, True, False]
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_valid_stands_in_the_file_for_other_readers() -> None:
+    raw = json.loads(results.dumps(_results()))
+    assert [sample["valid"] for sample in raw["samples"]] == [True, True, False]
+    assert raw["samples"][2]["load"] is None
+
+
+def test_a_figure_that_is_no_number_is_not_written() -> None:
+    broken = _results()
+    broken.samples[0].figures["rate"] = float("nan")
+    with pytest.raises(ValueError, match="JSON compliant"):
+        results.dumps(broken)
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("", "x.json: not a results file"),
+        ("[]", "x.json: not a results file"),
+        ('{"version": 2}', "x.json: version 2, this reads 1"),
+        ('{"version": 1, "head": {}}', "x.json: not a results file"),
+    ],
+)
+def test_what_is_no_results_file(text: str, said: str) -> None:
+    with pytest.raises(ResultsError, match=said):
+        results.loads(text, "x.json")
