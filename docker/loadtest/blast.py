@@ -159,7 +159,7 @@ class Result:
     `done` exchanges, `rate` of them per second; `bytes` of payload (of a transfer that goes on,
     what came through so far). `errors` by kind, since the start: not connected; reset; ended early
     (or by the other end while it was held); not a 200, or no HTTP; no progress in time; other bytes
-    than those sent. Open loop: `unsent` were due and found no connection until the end, which means
+    than those sent. `complaint` tells the first one. Open loop: `unsent` were due and found no connection until the end, which means
     that the rate was above what can be had; each exchange that was due is done, an error or unsent.
     `reopened`: kept-alive connections that were closed between two exchanges. `alive`: of those
     held or read slowly, how many still answered at the end. `us` is None where nothing was timed.
@@ -173,6 +173,7 @@ class Result:
     seconds: float
     rate: float
     errors: Mapping[str, int]
+    complaint: str
     unsent: int
     reopened: int
     alive: int

@@ -56,7 +56,7 @@ def test_what_it_says_is_read() -> None:
     assert blast.parse_mark('{"ns":5,"done":2,"bytes":6,"errors":1}') == Mark(5, 2, 6, 1)
     result = blast.parse_result(
         '{"done":2,"bytes":6,"seconds":1.0,"rate":2.0,"errors":{"connect":1,"reset":2,"short":0,'
-        '"status":0,"timeout":0,"corrupt":0},"unsent":3,"reopened":0,"alive":0,"us":{"p50":1.5,'
+        '"status":0,"timeout":0,"corrupt":0},"complaint":"","unsent":3,"reopened":0,"alive":0,"us":{"p50":1.5,'
         '"p90":2,"p99":2,"p999":2,"max":2.25,"mean":1.75},"histogram":[[1.5,1],[2,1]],"busy":0.5,'
         '"lag_us":7.0}'
     )
