@@ -159,8 +159,9 @@ class Result:
     `done` exchanges, `rate` of them per second; `bytes` of payload (of a transfer that goes on,
     what came through so far). `errors` by kind, since the start: not connected; reset; ended early
     (or by the other end while it was held); not a 200, or no HTTP; no progress in time; other bytes
-    than those sent. `complaint` tells the first one. Open loop: `unsent` were due and found no connection until the end, which means
-    that the rate was above what can be had; each exchange that was due is done, an error or unsent.
+    than those sent; `complaint` tells the first one. Open loop: `unsent` were due and found no
+    connection until the end, so the rate was above what can be had; each exchange that was due is
+    done, an error or unsent.
     `reopened`: kept-alive connections that were closed between two exchanges. `alive`: of those
     held or read slowly, how many still answered at the end. `us` is None where nothing was timed.
     `histogram`: (middle of a class in us, count), ascending. `busy`: CPU time of blast's thread per
