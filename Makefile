@@ -3,11 +3,11 @@
 PY := .venv/bin/python
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check lint types floors object coverage bench kernel-matrix bpf schema lock clean tools
+.PHONY: help demo test check lint types floors object coverage bench loadtest-native loadtest-quick kernel-matrix bpf schema lock clean tools
 
 help: ## this list
 	@sed -n 's/^\([a-z-]*\):[^#]*## /\1	/p' Makefile | while IFS='	' read -r name text; do \
-		printf '  make %-14s %s\n' "$$name" "$$text"; done
+		printf '  make %-15s %s\n' "$$name" "$$text"; done
 
 demo: ## install what it needs, start backends and proxy, show real requests spliced in the kernel
 	@.ci/setup run
@@ -37,10 +37,16 @@ coverage: tools ## fails if the unit tests leave out a branch of the routing cor
 		tests/unit/test_gateway_api.py tests/unit/test_filters.py tests/unit/test_patterns.py
 	$(PY) -m coverage report
 
-bench: ## l7proxy against a direct connection, HAProxy and Envoy (as root; takes minutes)
-	@.ci/setup bench
+bench: tools ## what a routing decision costs, by the number of routes
 	$(PY) -m tests.bench.routing
-	$(PY) -m tests.bench
+
+loadtest-native: ## the load test without containers, on loopback (as root; takes hours, see ARGS)
+	@.ci/setup loadtest
+	cd docker && ../$(PY) -m loadtest native $(ARGS)
+
+loadtest-quick: ## the same in short, to see where each stands (as root; under 5 minutes)
+	@.ci/setup loadtest
+	cd docker && ../$(PY) -m loadtest native --quick $(ARGS)
 
 kernel-matrix: tools ## the data-path tests on Debian's 6.1 and 6.12 kernels in qemu (takes minutes)
 	$(PY) tests/matrix/run.py

@@ -120,6 +120,7 @@ class Lan:
 
     def __init__(self, *, sysctls: bool = True) -> None:
         self._all: list[Namespace] = []
+        self._plugged = False
         try:
             bridge = self._create()
             _ip("link", "add", "lan", "type", "bridge", inside=bridge)
@@ -130,6 +131,7 @@ class Lan:
             self._all.append(client)
             self.contender, self.origins = self._create(), self._create()
             self._plug(bridge, client, "client", [CLIENT])
+            self._plugged = True
             self._plug(bridge, self.contender, "contender", [CONTENDER])
             self._plug(bridge, self.origins, "origins", list(ORIGINS))
             for namespace in (self.contender, self.origins) if sysctls else ():
@@ -139,7 +141,11 @@ class Lan:
             raise
 
     def close(self) -> None:
-        """Let go of the namespaces; they end with the last process in them."""
+        """Let go of the namespaces, which end with the last process in them; idempotent."""
+        if self._plugged:
+            # The client's own stays: without this its interface would, too, for a moment.
+            self._plugged = False
+            _ip("link", "delete", "eth0")
         while self._all:
             self._all.pop().close()
 
