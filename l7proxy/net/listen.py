@@ -92,25 +92,6 @@ class ListeningSocket:
         self.sock.close()
 
 
-def open_listeners(listeners: Iterable[Listener]) -> list[ListeningSocket]:
-    """Open all of these or none, in their order.
-
-    Raises StartupError with one line for each that failed.
-    """
-    opened: list[ListeningSocket] = []
-    problems: list[str] = []
-    for listener in listeners:
-        try:
-            opened.append(open_for_clients(listener))
-        except StartupError as error:
-            problems.append(f"listener {listener.name}: {error}")
-    if problems:
-        for one in opened:
-            one.close()
-        raise StartupError("\n".join(problems))
-    return opened
-
-
 def open_for_clients(
     listener: Listener, leaving: Iterable[ListeningSocket] = ()
 ) -> ListeningSocket:

@@ -12,13 +12,7 @@ import pytest
 from l7proxy.errors import StartupError
 from l7proxy.model import Address, Listener, UnixAddress
 from l7proxy.net import listen
-from l7proxy.net.listen import (
-    bound_address,
-    explain,
-    open_for_clients,
-    open_listener,
-    open_listeners,
-)
+from l7proxy.net.listen import bound_address, explain, open_for_clients, open_listener
 
 pytestmark = pytest.mark.net
 
@@ -33,10 +27,6 @@ def ipv6() -> bool:
 
 
 needs_ipv6 = pytest.mark.skipif(not ipv6(), reason="there is no IPv6 loopback here")
-
-
-def named(**listeners: Address) -> list[Listener]:
-    return [Listener(name, address) for name, address in listeners.items()]
 
 
 def test_port_zero_becomes_a_port_that_takes_connections() -> None:
@@ -73,50 +63,6 @@ def test_a_port_can_be_taken_again_at_once() -> None:
             assert client.recv(1) == b""
     with open_listener(address) as again:
         assert bound_address(again) == address
-
-
-def test_all_or_none_and_every_failure_is_told() -> None:
-    with open_listener(Address("127.0.0.1", 0)) as taken:
-        used = bound_address(taken)
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            free = Address(*probe.getsockname()[:2])
-        with pytest.raises(StartupError) as caught:
-            open_listeners(named(web=free, raw=used, far=Address("192.0.2.1", 80)))
-        raw, far = str(caught.value).splitlines()
-        assert raw.startswith(f"listener raw: cannot listen on {used}: another socket has this")
-        assert f"ss -ltnp 'sport = :{used.port}'" in raw
-        assert far.startswith("listener far: cannot listen on 192.0.2.1:80: no interface here")
-        assert "ip -brief address" in far
-        with open_listener(free):
-            pass  # what was opened is closed again
-
-
-def test_they_come_in_the_order_of_the_policy() -> None:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        free = Address(*probe.getsockname()[:2])
-    opened = open_listeners(named(b=Address("127.0.0.1", 0), a=free))
-    assert opened[0].address != free
-    assert opened[1].address == free
-    for one in opened:
-        one.close()
-
-
-def test_what_a_policys_listener_accepts_is_reset_unless_told_otherwise() -> None:
-    """A client that connects before there is a worker, whose worker is killed: no clean end."""
-    opened = open_listeners(named(web=Address("127.0.0.1", 0)))
-    plain = open_listener(Address("127.0.0.1", 0))
-    for sock, ends in ((opened[0].sock, "reset"), (plain, "end")):
-        with socket.create_connection(sock.getsockname(), 5) as client:
-            sock.setblocking(True)
-            sock.accept()[0].close()
-            try:
-                seen = "end" if client.recv(1) == b"" else "data"
-            except ConnectionResetError:
-                seen = "reset"
-        assert seen == ends
-        sock.close()
 
 
 @pytest.mark.parametrize(
