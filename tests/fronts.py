@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
+import time
+from collections.abc import Iterable
 from typing import Any
 
 from peers import Backend, Peer, connect
@@ -183,6 +186,35 @@ def is_reset(address: tuple[str, int]) -> bool:
             return client.ending() == "reset"
     except ConnectionResetError:
         return True
+
+
+def say_too_little(proxy: Proxy, begun: Iterable[tuple[str, bytes]]) -> None:
+    """Clients that begin, each with these bytes on this listener, and do not go on: all reset."""
+    with contextlib.ExitStack() as stack:
+        waiting = [
+            stack.enter_context(connect(proxy.address(listener))).send(sent)
+            for listener, sent in begun
+        ]
+        for client in waiting:
+            assert client.ending() == "reset"
+            assert proxy.record(client.port)["reason"] == "head_timeout"
+
+
+LEAVING = {"half-close": "client_closed", "reset": "client_reset"}
+"""How a client may leave, and the reason that is logged then."""
+
+
+def leave_in_the_middle(proxy: Proxy, listener: str, sent: bytes, way: str) -> None:
+    """A client that begins with these bytes and goes, one of the ways of `LEAVING`."""
+    with connect(proxy.address(listener)) as client:
+        client.send(sent)
+        time.sleep(0.05)
+        port = client.port
+        if way == "reset":
+            client.reset()
+        else:
+            assert client.half_close().ending() == "end"
+    assert proxy.record(port)["reason"] == LEAVING[way]
 
 
 def record_on(proxy: Proxy, listener: str) -> dict[str, Any]:

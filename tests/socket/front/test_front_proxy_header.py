@@ -2,12 +2,22 @@
 
 from __future__ import annotations
 
-import contextlib
 import struct
 import time
+from itertools import product
 
 import pytest
-from fronts import OK, answer_once, fields_of, get, is_reset, record_on
+from fronts import (
+    LEAVING,
+    OK,
+    answer_once,
+    fields_of,
+    get,
+    is_reset,
+    leave_in_the_middle,
+    record_on,
+    say_too_little,
+)
 from peers import Backend, Peer, connect, digest, stream
 from proxy import Proxy
 
@@ -130,30 +140,14 @@ def test_strangers_are_not_believed(proxy: Proxy, backend: Backend) -> None:
 
 
 def test_no_header_in_time(proxy: Proxy, backend: Backend) -> None:
-    with contextlib.ExitStack() as stack:
-        waiting = []
-        for listener in ("require", "raw-require"):
-            for sent in (b"", b"PROXY TCP4 203", V2[:20], SIGNATURE[:5]):
-                client = stack.enter_context(connect(proxy.address(listener)))
-                waiting.append(client.send(sent))
-        for client in waiting:
-            assert client.ending() == "reset"
-            assert proxy.record(client.port)["reason"] == "head_timeout"
+    begun = (b"", b"PROXY TCP4 203", V2[:20], SIGNATURE[:5])
+    say_too_little(proxy, product(("require", "raw-require"), begun))
     assert backend.accepted == 0
 
 
-@pytest.mark.parametrize("ending", ["half-close", "reset"])
-def test_a_client_that_leaves_in_the_middle(proxy: Proxy, backend: Backend, ending: str) -> None:
-    with connect(proxy.address("require")) as client:
-        client.send(V2[:20])
-        time.sleep(0.05)
-        port = client.port
-        if ending == "reset":
-            client.reset()
-        else:
-            assert client.half_close().ending() == "end"
-    reason = "client_reset" if ending == "reset" else "client_closed"
-    assert proxy.record(port)["reason"] == reason
+@pytest.mark.parametrize("way", LEAVING)
+def test_a_client_that_leaves_in_the_middle(proxy: Proxy, backend: Backend, way: str) -> None:
+    leave_in_the_middle(proxy, "require", V2[:20], way)
     assert backend.accepted == 0
 
 

@@ -12,7 +12,7 @@ import pytest
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
-from fronts import record_on
+from fronts import LEAVING, leave_in_the_middle, record_on, say_too_little
 from peers import Backend, Peer, connect, digest, hashed, stream
 from proxy import Proxy
 
@@ -200,27 +200,14 @@ def test_refused_with_an_alert(
 
 
 def test_no_hello_in_time(proxy: Proxy, backend: Backend) -> None:
-    for sent in (b"", HELLO[:100]):
-        with connect(proxy.address("tls")) as client:
-            client.send(sent)
-            assert client.ending() == "reset"
-            port = client.port
-        assert proxy.record(port)["reason"] == "head_timeout"
+    say_too_little(proxy, [("tls", b""), ("tls", HELLO[:100])])
     assert backend.accepted == 0
 
 
-@pytest.mark.parametrize("ending", ["half-close", "reset"])
-def test_a_client_that_leaves_in_the_middle(proxy: Proxy, backend: Backend, ending: str) -> None:
-    with connect(proxy.address("tls")) as client:
-        client.send(HELLO[:100])
-        time.sleep(0.05)
-        port = client.port
-        if ending == "reset":
-            client.reset()
-        else:
-            assert client.half_close().ending() == "end"
-    expected = "client_reset" if ending == "reset" else "client_closed"
-    assert proxy.record(port)["reason"] == expected
+@pytest.mark.parametrize("way", LEAVING)
+def test_a_client_that_leaves_in_the_middle(proxy: Proxy, backend: Backend, way: str) -> None:
+    leave_in_the_middle(proxy, "tls", HELLO[:100], way)
+    assert backend.accepted == 0
 
 
 def test_a_hello_and_an_end_at_once(proxy: Proxy, backend: Backend) -> None:
