@@ -31,6 +31,7 @@ def maps(pid: int) -> set[int]:
     return found
 
 
+@pytest.mark.usefixtures("bounded")  # where that fails, l7proxy does not start with sockmap
 def test_each_worker_has_its_own_maps_and_the_prober_none():
     with Proxy(POLICY, "sockmap", workers=2) as proxy:
         children = until(
