@@ -14,7 +14,7 @@ demo: ## install what it needs, start backends and proxy, show real requests spl
 	@$(PY) -m l7proxy.demo
 
 test: tools ## install what it needs; unit, property, socket and kernel tests (as root: all of them)
-	$(PY) -m pytest
+	@.ci/test
 
 check: lint types floors object coverage ## lint, format, types, floors, every branch of the routing core, the BPF object rebuilt
 

@@ -343,20 +343,28 @@ def refusing_port() -> int:
 class Blackhole:
     """A listener whose queue is full: the kernel drops every further SYN, so dials time out."""
 
-    def __init__(self) -> None:
-        self._listener = socket.create_server(("127.0.0.1", 0), backlog=0)
-        self.port: int = self._listener.getsockname()[1]
+    def __init__(self, host: str = "127.0.0.1", port: int = 0) -> None:
+        family = socket.AF_INET6 if ":" in host else socket.AF_INET
+        self._listener = socket.create_server((host, port), family=family, backlog=0)
+        self._address = self._listener.getsockname()
+        self.port: int = self._address[1]
         self._waiting: list[socket.socket] = []
         while not self._is_full():
             assert len(self._waiting) < 16, "the queue does not fill up"
 
     def _is_full(self) -> bool:
-        waiting = socket.socket()
+        waiting = socket.socket(self._listener.family)
         waiting.setblocking(False)
         self._waiting.append(waiting)
         with contextlib.suppress(BlockingIOError):
-            waiting.connect(("127.0.0.1", self.port))
+            waiting.connect(self._address)
         return not select.select([], [waiting], [], 0.2)[1]
+
+    def __enter__(self) -> Blackhole:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
 
     def close(self) -> None:
         """Back to normal."""

@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from peers import refusing_port
+from peers import Blackhole, connect, refusing_port
 from proxy import DATAPATHS, PATIENCE, Proxy, until
 from servers import Server
 
@@ -165,7 +165,7 @@ def asking(proxy: Proxy, true: Callable[[], object]) -> Callable[[], object]:
 
 def test_an_endpoint_that_dies_is_ejected_and_comes_back_slowly(two: tuple[Server, Server]) -> None:
     one, other = two
-    more = "    ejection: {failures: 2, base: 1s}\n    slowStart: 3s"
+    more = "    ejection: {failures: 2, base: 1s}\n    slowStart: 2s"
     with Proxy(policy([one.address, other.address], more), "splice2", workers=2) as proxy:
         assert evenly(names(proxy, 12))
         one.stop()
@@ -453,15 +453,16 @@ def test_a_full_endpoint_is_passed_over(
 
 
 def test_so_many_dials_may_be_pending() -> None:
-    with _Hole() as hole:
+    with Blackhole() as hole:
         more = "    circuit: {pending: 1}"
         with Proxy(policy([f"127.0.0.1:{hole.port}"], more), "splice2", workers=2) as proxy:
-            with socket.create_connection(proxy.address("web"), PATIENCE) as waiting:
-                waiting.sendall(b"GET / HTTP/1.1\r\nHost: app\r\n\r\n")
+            with connect(proxy.address("web")) as waiting:
+                waiting.send(b"GET / HTTP/1.1\r\nHost: app\r\n\r\n")
                 until(lambda: shown(proxy)["pending"] == 1, "a dial is pending")
                 answer = get(proxy)
                 assert answer.status == 503
                 assert "all the connections that it takes" in answer.text
+                waiting.reset()
             until(lambda: shown(proxy)["pending"] == 0, "the client has gone")
             proxy.stop()
 
@@ -676,44 +677,13 @@ def test_localhost_by_the_system() -> None:
         proxy.stop()
 
 
-class _Hole:
-    """A port whose queue is full: dials go nowhere."""
-
-    def __init__(self, host: str = "127.0.0.1", port: int = 0) -> None:
-        kind = socket.AF_INET6 if ":" in host else socket.AF_INET
-        self._listener = socket.socket(kind)
-        self._listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        if kind == socket.AF_INET6:
-            self._listener.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
-        self._listener.bind((host, port))
-        self._listener.listen(0)
-        self.port: int = self._listener.getsockname()[1]
-        self._waiting: list[socket.socket] = []
-        while True:
-            waiting = socket.socket(kind)
-            waiting.setblocking(False)
-            self._waiting.append(waiting)
-            with contextlib.suppress(BlockingIOError):
-                waiting.connect((host, self.port))
-            if not select.select([], [waiting], [], 0.2)[1]:
-                break
-            assert len(self._waiting) < 16, "the queue does not fill up"
-
-    def __enter__(self) -> _Hole:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        for one in (*self._waiting, self._listener):
-            one.close()
-
-
 @pytest.mark.parametrize("refused", [False, True], ids=["black hole", "refused"])
 def test_a_family_that_leads_nowhere_holds_nobody_up(zone: Zone, refused: bool) -> None:
     """The dial timeout is longer than anybody waits: only the other family can have answered."""
     with Server("four") as four, contextlib.ExitStack() as stack:
         if not refused:
             try:
-                stack.enter_context(_Hole("::1", four.port))
+                stack.enter_context(Blackhole("::1", four.port))
             except OSError as error:
                 pytest.skip(f"no IPv6 on loopback: {error}")
         zone.set({"app.test": ["::1", "127.0.0.1"]})

@@ -325,7 +325,7 @@ def refused(address: tuple[str, int]) -> bool:
 @pytest.mark.parametrize("datapath", DATAPATHS)
 def test_a_drain_that_comes_to_no_end(own_backend: Backend, datapath: str, second: bool) -> None:
     """At its deadline, or at a second signal, what is left is reset; exit code 3."""
-    seconds = 60 if second else 1
+    seconds = 60 if second else 0.5
     with (
         Proxy(POLICY.format(port=own_backend.port), datapath, drain_seconds=seconds) as proxy,
         contextlib.closing(Transfer(own_backend, proxy)) as transfer,
@@ -369,6 +369,9 @@ def test_an_idle_connection_is_reset(proxy: Proxy, backend: Backend) -> None:
     assert proxy.record(port)["reason"] == "idle_timeout"
 
 
+TRICKLE = 4  # bytes, 0.4 s apart: half as long again as an idle connection may last
+
+
 @pytest.mark.parametrize("busy", ["client", "backend"])
 def test_a_trickle_in_one_direction_keeps_a_connection(
     proxy: Proxy, backend: Backend, busy: str
@@ -377,7 +380,7 @@ def test_a_trickle_in_one_direction_keeps_a_connection(
         peer.head()
         peer.send(ANSWER)
         if busy == "backend":
-            for _ in range(6):
+            for _ in range(TRICKLE):
                 time.sleep(0.4)
                 peer.send(b"!")
         backend.tell(peer.rest())
@@ -386,7 +389,7 @@ def test_a_trickle_in_one_direction_keeps_a_connection(
     with connect(proxy.address("hasty")) as client:
         client.send(REQUEST)
         client.read(len(ANSWER))
-        for _ in range(6):
+        for _ in range(TRICKLE):
             if busy == "client":
                 time.sleep(0.4)
                 client.send(b"!")
@@ -395,7 +398,7 @@ def test_a_trickle_in_one_direction_keeps_a_connection(
         client.half_close()
         assert client.rest() == b""
         port = client.port
-    assert backend.heard() == (b"!!!!!!" if busy == "client" else b"")
+    assert backend.heard() == (b"!" * TRICKLE if busy == "client" else b"")
     assert proxy.record(port)["reason"] == "done"
 
 
@@ -441,7 +444,7 @@ def test_a_slow_receiver_is_not_a_stalled_one(proxy: Proxy, backend: Backend) ->
     with connect(proxy.address("hasty"), receive_buffer=1 << 16) as client:
         client.send(REQUEST)
         got = []
-        for _ in range(8):
+        for _ in range(6):
             time.sleep(0.25)
             got.append(client.read(1 << 19))
         got.append(client.rest())

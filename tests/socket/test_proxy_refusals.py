@@ -5,6 +5,7 @@ Every answer is a complete HTTP response with a short body, and the connection e
 
 from __future__ import annotations
 
+import contextlib
 import time
 from dataclasses import dataclass
 
@@ -125,17 +126,22 @@ def test_too_large_a_head(proxy: Proxy, backend: Backend, end: bytes) -> None:
 # ---- too slow, or gone
 
 
-@pytest.mark.parametrize("sent", [b"", b"G", b"GET / HTTP/1.1\r\nHost: app.test\r\n"])
-def test_a_head_that_does_not_come(proxy: Proxy, backend: Backend, sent: bytes) -> None:
-    with connect(proxy.address("hasty")) as client:
+def test_a_head_that_does_not_come(proxy: Proxy, backend: Backend) -> None:
+    with contextlib.ExitStack() as stack:
         started = time.monotonic()
-        client.send(sent)
-        assert reply(client).status == 408
-        assert time.monotonic() - started > 0.4
-        port = client.port
-    record = proxy.record(port)
-    assert (record["reason"], record["status"]) == ("head_timeout", 408)
-    assert record["head_ms"] is None
+        clients = [
+            stack.enter_context(connect(proxy.address("hasty"))).send(sent)
+            for sent in (b"", b"G", b"GET / HTTP/1.1\r\nHost: app.test\r\n")
+        ]
+        ports = [client.port for client in clients]
+        for client in clients:
+            assert reply(client).status == 408
+            assert time.monotonic() - started > 0.4
+            client.close()
+        for port in ports:
+            record = proxy.record(port)
+            assert (record["reason"], record["status"]) == ("head_timeout", 408)
+            assert record["head_ms"] is None
     assert backend.accepted == 0
 
 
