@@ -7,11 +7,15 @@ came; the client is the one who parses it.
 RFC 9110 section 15.2: "A client MUST be able to parse one or more 1xx responses received prior to
 a final response", so those are passed on and the head after them is looked at. 101 is final here:
 what follows it is no HTTP any more.
+
+And one case needs to know where a response ends: see `is_whole`.
 """
 
 from __future__ import annotations
 
 import re
+
+import h11
 
 MAX_ANSWER_HEAD = 64 * 1024  # bytes; beyond it a head is passed on as it is
 
@@ -94,3 +98,21 @@ class AnswerReader:
         self.done = self.odd = True
         rest, self._buffer = self._buffer, b""
         return rest
+
+
+def is_whole(data: bytes, method: str) -> bool:
+    """Whether `data` is all of the response to a request of this method, by its own framing.
+
+    Interim responses may precede it, nothing may follow it. Where only the end of the connection
+    would tell (RFC 9112 section 6.3, the last rule), it is not.
+    """
+    connection = h11.Connection(h11.CLIENT)
+    connection.send(h11.Request(method=method, target="/", headers=[("Host", "")]))
+    connection.receive_data(data)
+    try:
+        while isinstance(event := connection.next_event(), h11.Event):
+            if isinstance(event, h11.EndOfMessage):
+                return not connection.trailing_data[0]
+    except h11.RemoteProtocolError:
+        pass
+    return False

@@ -247,7 +247,9 @@ class Backend:
     """Listens on a port of its own, or on a unix socket, and plays the current script for each
     connection."""
 
-    def __init__(self, *, send_buffer: int = 0, path: str = "") -> None:
+    def __init__(
+        self, *, send_buffer: int = 0, receive_buffer: int = 0, segment: int = 0, path: str = ""
+    ) -> None:
         self.port = 0
         if path:
             self._listener = socket.socket(socket.AF_UNIX)
@@ -258,6 +260,10 @@ class Backend:
             self.port = self._listener.getsockname()[1]
         if send_buffer:
             self._listener.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, send_buffer)
+        if receive_buffer:
+            self._listener.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, receive_buffer)
+        if segment:  # the kernel makes room for so many segments, of 64 KiB each on loopback
+            self._listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_MAXSEG, segment)
         self._script: Script | None = None
         self._heard: queue.Queue[Any] = queue.Queue()
         self._threads: list[threading.Thread] = []

@@ -22,6 +22,7 @@ from l7proxy.telemetry.counters import Counter
 from l7proxy.telemetry.presence import NOWHERE
 from l7proxy.worker.dialing import Dialing
 from l7proxy.worker.front import peer_of
+from l7proxy.worker.lastwords import last_words
 from l7proxy.worker.opening import Opening
 from l7proxy.worker.relayed import OpenPair, RelayedPair
 from l7proxy.worker.reply import Reply
@@ -271,9 +272,10 @@ class Connection:
         return self.session.flows[Side.CLIENT] in (Flow.DRAINING, Flow.FINISHED)
 
     def _backend_silent(self) -> None:
-        self.dialing.lost_early()
-        self.end_with(Reason.BACKEND_CLOSED)
-        self.reply_with(502, "the backend closed the connection without an answer")
+        if not last_words(self):
+            self.dialing.lost_early()
+            self.end_with(Reason.BACKEND_CLOSED)
+            self.reply_with(502, "the backend closed the connection without an answer")
         self.on(Event.BACKEND_SILENT)
 
     def count_overflow(self) -> None:

@@ -59,9 +59,9 @@ class RelayedPair:
 
     __slots__ = (
         "_active",
-        "_answered",
         "_channels",
         "_connection",
+        "_held",
         "_stuck",
         "_wants",
         "datapath",
@@ -73,7 +73,7 @@ class RelayedPair:
         client, backend = connection.client, connection.backend
         assert backend is not None
         relays = connection.worker.relays
-        self._answered = connection.early_answer - len(connection.held_answer)  # may be below zero
+        self._held = len(connection.held_answer)  # of what the backend had sent before
         self.datapath = Datapath.COPY if copy else relays.datapath
         channels: list[Channel]
         if self.datapath is Datapath.COPY:
@@ -159,7 +159,9 @@ class RelayedPair:
     def moved(self) -> tuple[int, int, int, int]:
         """See `OpenPair.moved`."""
         up, down = self._channels
-        return self._connection.early_in + up.written, self._answered + down.written, 0, 0
+        connection = self._connection
+        answered = connection.early_answer - self._held + down.written
+        return connection.early_in + up.written, answered, 0, 0
 
     def silent(self) -> bool:
         """See `OpenPair.silent`."""

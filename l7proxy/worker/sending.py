@@ -13,11 +13,12 @@ import select
 import socket
 from typing import TYPE_CHECKING
 
-from l7proxy.answer import SWITCHING_PROTOCOLS, AnswerReader
+from l7proxy.answer import SWITCHING_PROTOCOLS, AnswerReader, is_whole
 from l7proxy.errors import Reason
 from l7proxy.model import Protocol, Side
 from l7proxy.session import Event
 from l7proxy.telemetry.counters import Counter
+from l7proxy.worker.lastwords import last_words
 
 if TYPE_CHECKING:
     from l7proxy.worker.connection import Connection
@@ -39,6 +40,7 @@ class Sending:
         "_connection",
         "_full_read",
         "_outgoing",
+        "_said",
         "answer_ended",
         "held_answer",
         "held_request",
@@ -66,6 +68,7 @@ class Sending:
         self._body_left = body_left
         self._answer: AnswerReader | None = None
         self._client_ended = False
+        self._said = b""  # what the backend has said, from ANSWER on
         self.upgrades = upgrades
         self.answer_ended = False  # the backend has sent its answer and ended already
         self.held_answer = b""  # what the client had no room for, of a first answer
@@ -155,6 +158,8 @@ class Sending:
                 self.answer_ended = True
                 return True
             connection.early_answer += n
+            if self._answer is not None:
+                self._said += scratch[:n]
             sent = self._write_client(scratch[:n])
             if sent is None:
                 return False
@@ -176,15 +181,30 @@ class Sending:
     def _backend_lost(self, *, ended: bool = False) -> None:
         """The backend broke, or `ended`, before the pair was open."""
         connection = self._connection
+        is_http = connection.listener.protocol is Protocol.HTTP
+        if is_http and self._has_answered():
+            connection.on(Event.BACKEND_ERROR)
+            return
         if not connection.early_answer:
             connection.dialing.lost_early()
-        if connection.listener.protocol is not Protocol.HTTP or connection.early_answer:
+        if not is_http or connection.early_answer:
             connection.abort(Reason.BACKEND_RESET)
             return
         connection.end_with(Reason.BACKEND_CLOSED)
         what = "without an answer" if ended else "before it had the request"
         connection.reply_with(502, f"the backend closed the connection {what}")
         connection.on(Event.BACKEND_ERROR)
+
+    def _has_answered(self) -> bool:
+        """Whether its answer is whole all the same; what the client has not got of it is ready."""
+        connection = self._connection
+        if not connection.early_answer:
+            return last_words(connection)
+        if not is_whole(self._said, connection.record.method or "GET"):
+            return False
+        connection.end_with(Reason.BACKEND_CLOSED)
+        connection.answer_with(None, self.held_answer)
+        return True
 
     # ---- ANSWER
 
@@ -268,7 +288,9 @@ class Sending:
                 return
             self.answer_ended = n == 0
             connection.early_answer += n
-            out = answer.feed(bytes(scratch[:n])) if n else answer.end()
+            said = bytes(scratch[:n])
+            self._said += said
+            out = answer.feed(said) if n else answer.end()
             if not self.held_answer and out:
                 sent = self._write_client(out)
                 if sent is None:

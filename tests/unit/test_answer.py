@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from l7proxy.answer import MAX_ANSWER_HEAD, AnswerReader
+from l7proxy.answer import MAX_ANSWER_HEAD, AnswerReader, is_whole
 
 COOKIE = b"Set-Cookie: l7=a; Path=/"
 OK = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\n"
@@ -136,3 +136,40 @@ def test_a_dripped_head_costs_no_more_than_its_bytes() -> None:
         assert reader.feed(b"x") == b""
     assert time.process_time() - began < 3
     assert reader.feed(b"\r\n\r\n").endswith(COOKIE + b"\r\n\r\n")
+
+
+# ---- where it ends
+
+CHUNKED = b"HTTP/1.1 413 Too Large\r\nTransfer-Encoding: chunked\r\n\r\n"
+WHOLE = {
+    "a length": ("POST", OK + b"ok"),
+    "no body": ("POST", b"HTTP/1.1 204 No Content\r\n\r\n"),
+    "HEAD": ("HEAD", OK),
+    "chunks": ("PUT", CHUNKED + b"2\r\nno\r\n0\r\n\r\n"),
+    "interim ones first": ("POST", CONTINUE + EARLY + OK + b"ok"),
+    "HTTP/1.0": ("POST", b"HTTP/1.0 413 No\r\nContent-Length: 1\r\n\r\n!"),
+    "a method of its own": ("M-SEARCH", OK + b"ok"),
+}
+NOT_WHOLE = {
+    "nothing": ("GET", b""),
+    "half a head": ("GET", OK[:-2]),
+    "half a body": ("GET", OK + b"o"),
+    "half a chunk": ("GET", CHUNKED + b"2\r\nn"),
+    "no last chunk": ("GET", CHUNKED + b"2\r\nno\r\n"),
+    "only interim ones": ("GET", CONTINUE),
+    "up to the end": ("GET", b"HTTP/1.1 413 Too Large\r\n\r\nno"),
+    "more than one": ("GET", OK + b"ok" + OK),
+    "an upgrade": ("GET", SWITCH),
+    "a tunnel": ("CONNECT", b"HTTP/1.1 200 OK\r\n\r\n"),
+    "no HTTP": ("GET", b"220 ready\r\n\r\n"),
+}
+
+
+@pytest.mark.parametrize(("method", "data"), WHOLE.values(), ids=WHOLE)
+def test_it_is_whole(method: str, data: bytes) -> None:
+    assert is_whole(data, method)
+
+
+@pytest.mark.parametrize(("method", "data"), NOT_WHOLE.values(), ids=NOT_WHOLE)
+def test_it_is_not_whole(method: str, data: bytes) -> None:
+    assert not is_whole(data, method)
