@@ -1,4 +1,4 @@
-"""Names and addresses of servers: `host[:port]` of a request, `address:port` of a policy. Pure.
+"""Names of servers: `host[:port]` of a request. Pure.
 
 RFC 9110 section 7.2: `Host = uri-host [ ":" port ]`; RFC 3986 section 3.2.2: a host is an IP
 literal in brackets, an IPv4 address or a registered name. Two readers that take one spelling for
@@ -23,7 +23,6 @@ from dataclasses import dataclass
 from functools import lru_cache
 
 from l7proxy.errors import L7ProxyError
-from l7proxy.model import Address
 
 MAX_NAME = 253  # RFC 1035 section 2.3.4: 255 octets on the wire, 253 as text
 
@@ -35,7 +34,7 @@ _PORT = re.compile(r"0|[1-9][0-9]{0,4}")
 
 
 class AuthorityError(L7ProxyError, ValueError):
-    """Not a host or not an address. `str()` says what is wrong and never repeats the input."""
+    """Not a host. `str()` says what is wrong and never repeats the input."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,34 +76,6 @@ def parse_authority(text: str) -> Authority:
     return Authority(_name(name), _port(port) if colon else None)
 
 
-def parse_address(text: str, *, any_port: bool = False) -> Address:
-    """Parse `127.0.0.1:9001` or `[::1]:9000`; the host is an address, never a name.
-
-    `any_port` also takes port 0, which lets the kernel choose one (listeners). Raises
-    AuthorityError whose text says how to write it.
-    """
-    host, colon, port = text.rpartition(":")
-    if not colon:
-        raise AuthorityError("a port is missing: write address:port, like 127.0.0.1:8080")
-    if host.startswith("[") and host.endswith("]"):
-        return Address(_ipv6(host[1:-1]), _port(port, lowest=0 if any_port else 1))
-    if host.startswith("[") or port.endswith("]"):
-        raise AuthorityError("write an IPv6 address and its port as [::1]:8080")
-    if ":" in host:
-        raise AuthorityError("an IPv6 address stands in brackets: [::1]:8080")
-    if host in ("", "*"):
-        raise AuthorityError("the address is missing: for all of them write 0.0.0.0 or [::]")
-    try:
-        address = str(ipaddress.IPv4Address(host))
-    except ValueError:
-        if _NAME.fullmatch(host) and not _NUMBER.fullmatch(host.rpartition(".")[2]):
-            raise AuthorityError(
-                "a host name stands where an IP address belongs; names are not resolved"
-            ) from None
-        raise AuthorityError("not an IPv4 address of four decimal numbers") from None
-    return Address(address, _port(port, lowest=0 if any_port else 1))
-
-
 @lru_cache(maxsize=1024)  # clients name the same few hosts again and again
 def _name(text: str) -> str:
     """A registered name or an IPv4 address, lower case and without the trailing dot."""
@@ -138,7 +109,7 @@ def _ipv6(text: str) -> str:
         raise AuthorityError("not an IPv6 address") from None
 
 
-def _port(text: str, *, lowest: int = 1) -> int:
-    if not _PORT.fullmatch(text) or not lowest <= int(text) <= 65535:
-        raise AuthorityError(f"the port must be a number from {lowest} to 65535")
+def _port(text: str) -> int:
+    if not _PORT.fullmatch(text) or not 1 <= int(text) <= 65535:
+        raise AuthorityError("the port must be a number from 1 to 65535")
     return int(text)

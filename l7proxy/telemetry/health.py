@@ -48,6 +48,7 @@ _USED, _VERSION, _CLAIMED_ANEW = range(3)
 _CHECKED, _WHY, _DIAL_FAILURES, _EARLY_ENDS, _EJECTIONS, _EJECTED_UNTIL, _BACK, _CHECK_BACK = range(
     _LINE
 )
+_PANIC = _CHECKED  # in the row of a group, of which nothing is checked
 _IN_USE, _ENTERED, _LEFT, _DIALS, _DIALS_ENDED, _FAILED, _RETRIES, _REFUSED = range(_LINE)
 
 _MICROSECONDS = 1_000_000
@@ -319,6 +320,15 @@ class Row:
     def why(self) -> int:
         """Why they say so, as the prober put it into a number."""
         return self._words[self._base + _WHY]
+
+    @property
+    def panics(self) -> bool:
+        """Whether the group was last found in a panic."""
+        return bool(self._words[self._base + _PANIC])
+
+    def store_panic(self, panics: bool) -> None:
+        """Write whether the group is in a panic; with the lock held."""
+        self._words[self._base + _PANIC] = panics
 
     def store_check(self, checked: Checked, why: int, back_since: float = 0.0) -> None:
         """Write what the active checks say; with the lock held. `back_since`: up after down."""

@@ -230,7 +230,29 @@ class Group:
             if back:
                 seen = self._seen()
         self._standing = health.standing(seen, self.backend, now)
+        if self._standing.panic != self.load.row.panics and self.places:
+            self._tell_panic(now)
         return self._standing
+
+    def _tell_panic(self, now: float) -> None:
+        """Say that a panic has begun, or is over: one of all the workers does."""
+        row = self.load.row
+        with self._slot.locked():
+            seen = self._seen()
+            panics = health.standing(seen, self.backend, now).panic
+            if panics == row.panics:
+                return
+            row.store_panic(panics)
+        takers = [one for one in seen if one.weight]
+        figures = {
+            "backend": self.backend.name,
+            "healthy": sum(one.is_healthy(now) for one in takers),
+            "endpoints": len(takers),
+        }
+        if panics:
+            log.warning(event("panic, health is ignored", **figures))
+        else:
+            log.info(event("panic over", **figures))
 
     def _seen(self) -> list[health.Seen]:
         checks, ejects = self.backend.health is not None, self._ejects

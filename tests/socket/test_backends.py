@@ -269,10 +269,18 @@ def test_in_a_panic_health_is_ignored(two: tuple[Server, Server]) -> None:
     one, other = two
     one.health = 503
     more = CHECK + "\n    panic: 60"
-    with Proxy(policy([one.address, other.address], more), "splice2") as proxy:
+    with Proxy(policy([one.address, other.address], more), "splice2", workers=2) as proxy:
         until(lambda: state(proxy, one) == "down", "one of two is down")
         assert shown(proxy)["panic"]
-        assert names(proxy, 8) == {"one": 4, "two": 4}
+        assert evenly(names(proxy, 8))
+        one.health = 200
+        until(lambda: state(proxy, one) == "up", "it is up again")
+        assert not shown(proxy)["panic"]
+        assert evenly(names(proxy, 8))
+        assert lines(proxy, "panic") == [
+            "panic, health is ignored backend=app healthy=1 endpoints=2",
+            "panic over backend=app healthy=2 endpoints=2",
+        ]
         proxy.stop()
 
 

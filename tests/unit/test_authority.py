@@ -8,10 +8,8 @@ from l7proxy.authority import (
     Authority,
     AuthorityError,
     normalise_host,
-    parse_address,
     parse_authority,
 )
-from l7proxy.model import Address
 
 AUTHORITIES = [
     ("a", "a", None),
@@ -144,61 +142,3 @@ def test_an_authority_error_is_a_value_error_and_does_not_repeat_the_input() -> 
     with pytest.raises(ValueError) as caught:
         parse_authority("evil\x1b[31m")
     assert "evil" not in str(caught.value)
-
-
-@pytest.mark.parametrize(
-    ("text", "address"),
-    [
-        ("127.0.0.1:9001", Address("127.0.0.1", 9001)),
-        ("0.0.0.0:80", Address("0.0.0.0", 80)),
-        ("[::1]:9000", Address("::1", 9000)),
-        ("[::]:65535", Address("::", 65535)),
-        ("[2001:DB8::0:1]:1", Address("2001:db8::1", 1)),
-    ],
-)
-def test_address(text: str, address: Address) -> None:
-    assert parse_address(text) == address
-    assert parse_address(str(address)) == address
-
-
-BAD_ADDRESSES = [
-    ("", "a port is missing"),
-    ("127.0.0.1", "a port is missing"),
-    ("9001", "a port is missing"),
-    (":9001", "0.0.0.0"),
-    ("*:9001", "0.0.0.0"),
-    ("localhost:9001", "names are not resolved"),
-    ("a.example:9001", "names are not resolved"),
-    ("127.1:9001", "not an IPv4"),
-    ("1.2.3.256:1", "not an IPv4"),
-    ("127.0.0.01:1", "not an IPv4"),
-    ("a b:1", "not an IPv4"),
-    ("\u0661.2.3.4:1", "not an IPv4"),
-    ("::1:9001", "in brackets"),
-    ("2001:db8::1", "in brackets"),
-    ("[::1]", r"as \[::1\]:8080"),
-    ("[::1]9001", r"as \[::1\]:8080"),
-    ("[::1]x:9001", r"as \[::1\]:8080"),
-    ("[]:9001", "not an IPv6"),
-    ("[1.2.3.4]:9001", "not an IPv6"),
-    ("[fe80::1%eth0]:9001", "zone"),
-    ("127.0.0.1:", "from 1 to 65535"),
-    ("127.0.0.1:0", "from 1 to 65535"),
-    ("127.0.0.1:65536", "from 1 to 65535"),
-    ("127.0.0.1:http", "from 1 to 65535"),
-    ("127.0.0.1:+1", "from 1 to 65535"),
-    ("127.0.0.1:1 ", "from 1 to 65535"),
-]
-
-
-@pytest.mark.parametrize(("text", "words"), BAD_ADDRESSES)
-def test_bad_address(text: str, words: str) -> None:
-    with pytest.raises(AuthorityError, match=words):
-        parse_address(text)
-
-
-def test_port_zero_where_the_kernel_may_choose() -> None:
-    assert parse_address("127.0.0.1:0", any_port=True) == Address("127.0.0.1", 0)
-    assert parse_address("[::1]:0", any_port=True) == Address("::1", 0)
-    with pytest.raises(AuthorityError, match="from 0 to 65535"):
-        parse_address("127.0.0.1:65536", any_port=True)

@@ -122,6 +122,54 @@ def test_who_fails_again_at_once_is_ejected_for_longer(
     ]
 
 
+def panic_lines(caplog: pytest.LogCaptureFixture) -> list[str]:
+    return [text for text in caplog.messages if text.startswith("panic")]
+
+
+BEGINS = "panic, health is ignored backend=app healthy=1 endpoints=2"
+OVER = "panic over backend=app healthy=2 endpoints=2"
+
+
+def test_a_panic_is_told_once_when_it_begins_and_once_when_it_is_over(
+    board: HealthBoard, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO")
+    rules = backend(A, B, ejection=Ejection(failures=1, base=5.0), panic=60)
+    one, two = View(board, 0, rules), View(board, 1, rules)
+    one.fails(A)
+    for now in (NOW, NOW + 1, NOW + 4):
+        for view in (one, two):
+            assert len(view.order(now)) == 2
+    assert panic_lines(caplog) == [BEGINS]
+    later = View(board, 2, rules)  # a worker that starts meanwhile
+    assert len(later.order(NOW + 4)) == 2
+    assert panic_lines(caplog) == [BEGINS]
+    for view in (two, one, later):
+        view.order(NOW + 5)
+    assert panic_lines(caplog) == [BEGINS, OVER]
+    one.fails(B, now=NOW + 6)
+    two.order(NOW + 6)
+    assert panic_lines(caplog) == [BEGINS, OVER, BEGINS]
+
+
+def test_a_group_that_goes_does_not_end_its_panic(
+    board: HealthBoard, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The next policy may have it again; one without a panic ends it."""
+    caplog.set_level("INFO")
+    rules = backend(A, B, ejection=Ejection(failures=1, base=5.0), panic=60)
+    one, two = View(board, 0, rules), View(board, 1, rules)
+    one.fails(A)
+    one.order()
+    one.group.close()
+    assert panic_lines(caplog) == [BEGINS]
+    View(board, 0, rules).order()
+    assert panic_lines(caplog) == [BEGINS]
+    two.group.close()
+    View(board, 1, backend(A, B, ejection=Ejection(failures=1, base=5.0))).order()
+    assert panic_lines(caplog) == [BEGINS, "panic over backend=app healthy=1 endpoints=2"]
+
+
 @pytest.mark.parametrize(
     ("addresses", "failures"), [((A,), 1), ((A, B), 0)], ids=["alone", "turned off"]
 )
