@@ -30,7 +30,7 @@ def last_words(connection: Connection) -> bool:
 
     Not to be called once the client has got a byte of it.
     """
-    answer = _read(connection.backend)
+    answer = _read(connection)
     if not is_whole(answer, connection.record.method or "GET"):
         return False
     connection.end_with(Reason.BACKEND_CLOSED)
@@ -40,12 +40,13 @@ def last_words(connection: Connection) -> bool:
     return True
 
 
-def _read(backend: socket.socket | None) -> bytes:
-    """What is left in its socket; nothing if that is more than `MOST`."""
+def _read(connection: Connection) -> bytes:
+    """What is left in the backend's socket; nothing if that is more than `MOST`."""
+    backend, scratch = connection.backend, connection.worker.scratch
     answer = b""
     try:
-        while backend is not None and (more := backend.recv(MOST + 1 - len(answer), _DONTWAIT)):
-            answer += more
+        while backend is not None and (n := backend.recv_into(scratch, 0, _DONTWAIT)):
+            answer += scratch[:n]
             if len(answer) > MOST:
                 return b""
     except OSError:
