@@ -3,7 +3,7 @@
 PY := .venv/bin/python
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check lint types floors object coverage bench loadtest-native loadtest-quick kernel-matrix bpf schema lock clean tools
+.PHONY: help demo test check lint types floors object coverage bench loadtest loadtest-native loadtest-quick kernel-matrix bpf schema lock clean tools
 
 help: ## this list
 	@sed -n 's/^\([a-z-]*\):[^#]*## /\1	/p' Makefile | while IFS='	' read -r name text; do \
@@ -39,6 +39,12 @@ coverage: tools ## fails if the unit tests leave out a branch of the routing cor
 
 bench: tools ## what a routing decision costs, by the number of routes
 	$(PY) -m tests.bench.routing
+
+COMPOSE ?= $(shell docker compose version >/dev/null 2>&1 && echo docker compose || echo docker-compose)
+loadtest: ## l7proxy against a direct connection, HAProxy, nginx and Envoy, in containers (takes hours, see ARGS)
+	cd docker/loadtest && LOADTEST_ARGS="$(ARGS)" \
+		LOADTEST_ENGINE="Docker $$(docker version --format '{{.Server.Version}}')" \
+		$(COMPOSE) up --build --abort-on-container-exit --exit-code-from client
 
 loadtest-native: ## the load test without containers, on loopback (as root; takes hours, see ARGS)
 	@.ci/setup loadtest

@@ -30,7 +30,7 @@ SYSCTLS = {
 
 # A line of the kernel's log that makes the figures of the sample meaningless, or that is a bug.
 ALARM = re.compile(
-    r"table full|SYN flooding|WARNING:|BUG:|Out of memory|TCP: out of memory|recvmsg seq|"
+    r"table full|SYN flooding|WARNING:|BUG:|[Oo]ut of memory|recvmsg seq|"
     r"hogged CPU|soft lockup|rcu.*stall"
 )
 
@@ -128,6 +128,8 @@ def facts() -> Facts:
             settings.append(f"{path.name} = {' '.join(path.read_text().split())}")
     _, descriptors = resource.getrlimit(resource.RLIMIT_NOFILE)
     settings.append(f"RLIMIT_NOFILE = {descriptors}")
+    if note := os.environ.get("LOADTEST_NOTE"):  # what cannot be seen from inside a container
+        settings.append(note)
     return Facts(
         kernel=platform.release(),
         processors=f"{os.cpu_count()} x {model}",

@@ -12,6 +12,7 @@ ROOT = Path(__file__).resolve().parents[2]
 
 ALLOWED = {
     ".ci": "what make and continuous integration call",
+    ".dockerignore": "what the images are made of: the classic builder looks nowhere else",
     ".gitignore": "",
     "ARCHITECTURE.md": "how it works, and the rules of the splice",
     "CHANGELOG.md": "",
