@@ -703,13 +703,21 @@ static struct conn *make_set(unsigned count, unsigned first, int held)
 	return set;
 }
 
+/* What waits from the warm-up must not make those wait that count. */
+static void forget_warmup(void)
+{
+	uint64_t first = pace == OPEN_LOOP ? due_before(arrivals.begin) : 0;
+
+	if (arrivals.taken < first)
+		arrivals.taken = first;
+}
+
 static void finish_open_loop(struct conn *set, unsigned count)
 {
 	int64_t deadline = now_ns() + (int64_t)((asked->timeout + 1) * SECOND);
-	uint64_t first = due_before(arrivals.begin), last = due_before(arrivals.end);
 	unsigned left;
 
-	totals.unsent = last - (arrivals.taken > first ? arrivals.taken : first);
+	totals.unsent = due_before(arrivals.end) - arrivals.taken;
 	do {
 		left = 0;
 		for (unsigned i = 0; i < count; i++)
@@ -745,6 +753,7 @@ static struct outcome run(struct conn *set, unsigned count)
 			cpu = thread_ns();
 			bytes = totals.bytes;
 			measuring = 1;
+			forget_warmup();
 			mark("begin", begun);
 		}
 		if (ended >= arrivals.end)
