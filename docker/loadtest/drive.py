@@ -57,6 +57,13 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         help="a sample is invalid if others took more of the machine (%(default)s)",
     )
     parser.add_argument(
+        "--patience",
+        type=float,
+        default=20.0,
+        metavar="S",
+        help="how long to wait for others to end before each contender (%(default)s)",
+    )
+    parser.add_argument(
         "--profile",
         type=Path,
         metavar="DIR",
@@ -123,7 +130,7 @@ def drive(options: argparse.Namespace, host: Host, wanted: run.Plan) -> int:
         there = [replace(info, config=_configuration(host, wanted, info)) for info in there]
         tools = bench(options, host)
         with _progress(wanted.total()) as progress:
-            running = run.Run(wanted, host, tools, progress, options.profile)
+            running = run.Run(wanted, host, tools, progress, options.profile, options.patience)
             try:
                 running.go()
             except KeyboardInterrupt:

@@ -111,21 +111,40 @@ class Run:
     """Takes the samples of a plan; `samples` has those taken so far, at any moment."""
 
     def __init__(
-        self, plan: Plan, host: Host, bench: Bench, progress: Progress, profile: Path | None = None
+        self,
+        plan: Plan,
+        host: Host,
+        bench: Bench,
+        progress: Progress,
+        profile: Path | None = None,
+        patience: float = 0.0,
     ) -> None:
+        """`patience`: seconds that it may wait for the machine to be left alone, each time."""
         self.samples: list[Sample] = []
         self._plan = plan
         self._host = host
         self._bench = bench
         self._progress = progress
         self._profile = profile
+        self._patience = patience
         self._log = machine.KernelLog()
 
     def go(self) -> None:
         """All of them."""
         for number, workload, contender in self._plan.steps():
+            self._settle()
             self._visit(number, workload, contender)
+
+    def _settle(self) -> None:
+        """Let what was before come to rest; while others work here, wait, but not for ever."""
+        deadline = time.monotonic() + self._patience
+        while True:
+            before = meter.read()
             time.sleep(SETTLE)
+            usage = meter.usage(before, meter.read(), origin=self._host.origin_pids())
+            share = usage.foreign / (usage.wall * meter.PROCESSORS)
+            if share <= self._bench.most_foreign or time.monotonic() > deadline:
+                return
 
     def _visit(self, number: int, workload: Workload, contender: Contender) -> None:
         """Start a contender, take its samples of one workload, end it."""

@@ -6,7 +6,6 @@ import os
 import socket
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -51,8 +50,8 @@ print("ok")
 
 
 @pytest.fixture
-def before() -> Iterator[set[str]]:
-    yield {interface for _, interface in socket.if_nameindex()}
+def before() -> set[str]:
+    return {interface for _, interface in socket.if_nameindex()}
 
 
 def _run(script: str) -> str:

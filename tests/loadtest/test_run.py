@@ -112,7 +112,7 @@ def taken(monkeypatch: pytest.MonkeyPatch) -> list[Taken]:
 
     monkeypatch.setattr(sampling.Sampler, "take", take)
     monkeypatch.setattr(run, "check", lambda *addresses: None)
-    monkeypatch.setattr(run, "SETTLE", 0.0)
+    monkeypatch.setattr(run.Run, "_settle", lambda self: None)
     return asked
 
 
@@ -206,6 +206,28 @@ def test_who_is_not_installed_is_left_out_and_said() -> None:
     found = run.present(FakeHost(), ["envoy-tcp", "direct", "haproxy-tcp"], said.append)
     assert [info.name for info in found] == ["direct", "haproxy-tcp"]
     assert said[0].startswith("envoy-tcp: left out, not installed (")
+
+
+@pytest.mark.parametrize(
+    ("foreign", "patience", "looks"),
+    [([0.0], 9.0, 1), ([1.5, 1.5, 0.0], 9.0, 3), ([1.5] * 3, 0.0, 1)],
+)
+def test_it_waits_for_the_machine_to_be_left_alone(
+    foreign: list[float], patience: float, looks: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(meter, "PROCESSORS", 2)
+    monkeypatch.setattr(run, "SETTLE", 0.01)
+    seen = iter(foreign)
+    taken: list[float] = []
+
+    def usage(*readings: meter.Reading, **pids: object) -> meter.Usage:
+        taken.append(next(seen))
+        return replace(USAGE, foreign=taken[-1], wall=1.0)
+
+    monkeypatch.setattr(meter, "usage", usage)
+    host = FakeHost()
+    Run(_plan("direct"), host, _bench(host), FakeProgress(), patience=patience)._settle()
+    assert len(taken) == looks
 
 
 @pytest.mark.parametrize(
