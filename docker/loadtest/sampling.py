@@ -221,7 +221,7 @@ class Sampler:
         for order, result in zip(orders, results, strict=True):
             if result.failed:
                 kinds = ", ".join(f"{n} {kind}" for kind, n in result.errors.items() if n)
-                sample.problems.append(f"errors: {kinds}")
+                sample.problems.append(f"errors: {kinds}; the first: {result.complaint}")
             if not isinstance(order, Load) or not order.rate:
                 continue
             if result.busy > MOST_BUSY:

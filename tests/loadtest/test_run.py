@@ -265,6 +265,7 @@ RESULT = Result(
     seconds=10.0,
     rate=1000.0,
     errors={"connect": 0, "reset": 0},
+    complaint="",
     unsent=0,
     reopened=0,
     alive=0,
@@ -280,7 +281,12 @@ OPEN_LOOP, CLOSED_LOOP = Load(("x:1",), rate=1000.0), Load(("x:1",))
     ("order", "result", "usage", "said"),
     [
         (OPEN_LOOP, RESULT, USAGE, ""),
-        (OPEN_LOOP, replace(RESULT, errors={"reset": 2, "short": 0}), USAGE, "errors: 2 reset"),
+        (
+            OPEN_LOOP,
+            replace(RESULT, errors={"reset": 2, "short": 0}, complaint="after 3 bytes"),
+            USAGE,
+            "errors: 2 reset; the first: after 3 bytes",
+        ),
         (OPEN_LOOP, replace(RESULT, busy=0.97), USAGE, "the client was starved: 97% busy"),
         (CLOSED_LOOP, replace(RESULT, busy=0.97), USAGE, ""),
         (OPEN_LOOP, replace(RESULT, lag_us=6e3), USAGE, "the client was starved: its p99 was 6.0"),
