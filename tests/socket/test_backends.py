@@ -48,6 +48,14 @@ backends:
 STREAM = ", protocol: TCP"
 
 
+@contextlib.contextmanager
+def running(policy: str, *, datapath: str = "splice2", **more: Any) -> Iterator[Proxy]:
+    """A proxy with this policy, which has to stop well in the end."""
+    with Proxy(policy, datapath, **more) as proxy:
+        yield proxy
+        proxy.stop()
+
+
 class Answer:
     """What a client got."""
 
@@ -105,7 +113,6 @@ def finish(proxy: Proxy, streams: list[Stream]) -> None:
     group = shown(proxy)
     assert (group["connections"], group["pending"]) == (0, 0)
     assert [one["connections"] for one in group["endpoints"]] == [0] * len(group["endpoints"])
-    proxy.stop()
 
 
 @pytest.fixture
@@ -166,7 +173,7 @@ def asking(proxy: Proxy, true: Callable[[], object]) -> Callable[[], object]:
 def test_an_endpoint_that_dies_is_ejected_and_comes_back_slowly(two: tuple[Server, Server]) -> None:
     one, other = two
     more = "    ejection: {failures: 2, base: 1s}\n    slowStart: 2s"
-    with Proxy(policy([one.address, other.address], more), "splice2", workers=2) as proxy:
+    with running(policy([one.address, other.address], more), workers=2) as proxy:
         assert evenly(names(proxy, 12))
         one.stop()
         until(asking(proxy, lambda: lines(proxy, "endpoint ejected")), "it is ejected")
@@ -184,17 +191,15 @@ def test_an_endpoint_that_dies_is_ejected_and_comes_back_slowly(two: tuple[Serve
             ' why="connection refused"',
             f"endpoint back backend=app endpoint={one.address}",
         ]
-        proxy.stop()
 
 
 def test_no_client_sees_an_endpoint_die(two: tuple[Server, Server]) -> None:
     """Connections that are refused go to the other one, before and after the ejection."""
     one, other = two
-    with Proxy(policy([one.address, other.address]), "splice2", workers=2) as proxy:
+    with running(policy([one.address, other.address]), workers=2) as proxy:
         one.stop()
         assert names(proxy, 40) == {"two": 40}
         assert shown(proxy)["retries"] > 0
-        proxy.stop()
 
 
 @pytest.mark.parametrize("datapath", DATAPATHS)
@@ -203,7 +208,7 @@ def test_an_endpoint_that_breaks_connections_is_ejected(
 ) -> None:
     one, other = two
     more = "    ejection: {failures: 3, base: 30s}"
-    with Proxy(policy([one.address, other.address], more), datapath, workers=2) as proxy:
+    with running(policy([one.address, other.address], more), workers=2, datapath=datapath) as proxy:
         one.breaks = True
         statuses = Counter(get(proxy).status for _ in range(30))
         assert statuses == {200: 27, 502: 3}
@@ -211,19 +216,17 @@ def test_an_endpoint_that_breaks_connections_is_ejected(
             f'endpoint ejected backend=app endpoint={one.address} seconds=30 why="no answer"'
         ]
         assert shown(proxy, one.address)["failures"] == 3
-        proxy.stop()
 
 
 def test_the_last_endpoint_is_never_ejected(two: tuple[Server, Server]) -> None:
     one, other = two
     more = "    ejection: {failures: 1, base: 30s}"
-    with Proxy(policy([one.address, other.address], more), "splice2") as proxy:
+    with running(policy([one.address, other.address], more)) as proxy:
         one.breaks = other.breaks = True
         assert Counter(get(proxy).status for _ in range(10)) == {502: 10}
         one.breaks = other.breaks = False
         assert get(proxy).status == 200
         assert len(lines(proxy, "endpoint ejected")) == 1
-        proxy.stop()
 
 
 # ---- active checks
@@ -239,7 +242,7 @@ def state(proxy: Proxy, server: Server) -> str:
 
 def test_checks_decide_who_is_used(two: tuple[Server, Server]) -> None:
     one, other = two
-    with Proxy(policy([one.address, other.address], CHECK), "splice2", workers=2) as proxy:
+    with running(policy([one.address, other.address], CHECK), workers=2) as proxy:
         until(lambda: state(proxy, one) == state(proxy, other) == "up", "both are up")
         assert evenly(names(proxy, 8))
         one.health = 503
@@ -262,14 +265,13 @@ def test_checks_decide_who_is_used(two: tuple[Server, Server]) -> None:
             f'endpoint down backend=app endpoint={other.address} why="status 500"',
             f"endpoint up backend=app endpoint={one.address}",
         ]
-        proxy.stop()
 
 
 def test_in_a_panic_health_is_ignored(two: tuple[Server, Server]) -> None:
     one, other = two
     one.health = 503
     more = CHECK + "\n    panic: 60"
-    with Proxy(policy([one.address, other.address], more), "splice2", workers=2) as proxy:
+    with running(policy([one.address, other.address], more), workers=2) as proxy:
         until(lambda: state(proxy, one) == "down", "one of two is down")
         assert shown(proxy)["panic"]
         assert evenly(names(proxy, 8))
@@ -281,7 +283,6 @@ def test_in_a_panic_health_is_ignored(two: tuple[Server, Server]) -> None:
             "panic, health is ignored backend=app healthy=1 endpoints=2",
             "panic over backend=app healthy=2 endpoints=2",
         ]
-        proxy.stop()
 
 
 def test_a_prober_that_is_killed_is_replaced_and_nobody_goes_down(
@@ -289,7 +290,7 @@ def test_a_prober_that_is_killed_is_replaced_and_nobody_goes_down(
 ) -> None:
     one, other = two
     one.health = 503
-    with Proxy(policy([one.address, other.address], CHECK), "splice2") as proxy:
+    with running(policy([one.address, other.address], CHECK)) as proxy:
         until(lambda: state(proxy, one) == "down", "it is down")
         prober = proxy.workers[0]  # it is started first
         os.kill(prober, signal.SIGKILL)
@@ -301,7 +302,6 @@ def test_a_prober_that_is_killed_is_replaced_and_nobody_goes_down(
             f'endpoint down backend=app endpoint={one.address} why="status 503"',
             f"endpoint up backend=app endpoint={one.address}",
         ]
-        proxy.stop()
 
 
 # ---- who is next
@@ -313,7 +313,7 @@ def test_connections_are_spread_over_two_workers(
     one, other = streaming
     more = "    balance: least_connections"
     text = policy([one.address, other.address], more, STREAM)
-    with Proxy(text, "splice2", workers=2) as proxy:
+    with running(text, workers=2) as proxy:
         for count in range(1, 21):
             streams.append(Stream(proxy))
             spread = Counter(stream.name for stream in streams)
@@ -333,9 +333,8 @@ def test_weights(two: tuple[Server, Server]) -> None:
     one, other = two
     endpoints = f"[{{address: {one.address}, weight: 3}}, {{address: {other.address}, weight: 1}}]"
     text = policy([], "").replace("endpoints: []", f"endpoints: {endpoints}")
-    with Proxy(text, "splice2") as proxy:
+    with running(text) as proxy:
         assert names(proxy, 12) == {"one": 9, "two": 3}
-        proxy.stop()
 
 
 def test_the_same_client_comes_to_the_same_endpoint_in_every_worker(
@@ -345,13 +344,12 @@ def test_the_same_client_comes_to_the_same_endpoint_in_every_worker(
     text = policy([one.address, other.address], "    balance: {hash: client}", STREAM)
     chosen: dict[str, set[str]] = {}
     for workers in (2, 1):  # and after a restart
-        with Proxy(text, "splice2", workers=workers) as proxy:
+        with running(text, workers=workers) as proxy:
             for source in [f"127.0.0.{n}" for n in range(1, 9)]:
                 for _ in range(5):
                     stream = Stream(proxy, source)
                     chosen.setdefault(source, set()).add(stream.name)
                     stream.close()
-            proxy.stop()
     assert all(len(found) == 1 for found in chosen.values())
     assert set().union(*chosen.values()) == {"one", "two"}
 
@@ -360,7 +358,7 @@ def test_the_same_client_comes_to_the_same_endpoint_in_every_worker(
 def test_hash_on_what_is_asked(two: tuple[Server, Server], on: str) -> None:
     one, other = two
     text = policy([one.address, other.address], f"    balance: {{hash: {on}}}")
-    with Proxy(text, "splice2", workers=2) as proxy:
+    with running(text, workers=2) as proxy:
         found = {}
         for user in [f"u{n}" for n in range(8)]:
             headers = {"x-user": user, "cookie": f"a=b; x-user={user}"}
@@ -368,7 +366,6 @@ def test_hash_on_what_is_asked(two: tuple[Server, Server], on: str) -> None:
             assert len(answers) == 1
             found[user] = answers.pop()
         assert set(found.values()) == {"one", "two"}
-        proxy.stop()
 
 
 def test_a_sticky_cookie_leads_back(two: tuple[Server, Server]) -> None:
@@ -377,7 +374,7 @@ def test_a_sticky_cookie_leads_back(two: tuple[Server, Server]) -> None:
     text = policy([], "    sticky: {cookie: at}").replace(
         "endpoints: []", f"endpoints: {endpoints}"
     )
-    with Proxy(text, "splice2", workers=2) as proxy:
+    with running(text, workers=2) as proxy:
         token = cookies.token("app", one.address).decode()
         # weight 0: nothing new comes there, but who has its cookie does
         assert names(proxy, 8) == {"two": 8}
@@ -385,13 +382,12 @@ def test_a_sticky_cookie_leads_back(two: tuple[Server, Server]) -> None:
         assert names(proxy, 4, cookie="at=nobody") == {"two": 4}
         one.stop()
         assert names(proxy, 4, cookie=f"at={token}") == {"two": 4}
-        proxy.stop()
 
 
 def test_a_cookie_is_given_and_leads_back(two: tuple[Server, Server]) -> None:
     one, other = two
     more = "    sticky: {cookie: at, ttl: 1h, secure: true}"
-    with Proxy(policy([one.address, other.address], more), "splice2", workers=2) as proxy:
+    with running(policy([one.address, other.address], more), workers=2) as proxy:
         for _ in range(4):
             first = get(proxy)
             assert first.cookie is not None
@@ -407,7 +403,6 @@ def test_a_cookie_is_given_and_leads_back(two: tuple[Server, Server]) -> None:
         assert moved.cookie is not None
         assert moved.cookie.startswith("at=" + cookies.token("app", other.address).decode())
         assert one.address not in moved.cookie
-        proxy.stop()
 
 
 # ---- how much
@@ -418,7 +413,7 @@ def test_a_group_takes_so_many_connections_over_two_workers(
 ) -> None:
     one, other = streaming
     more = "    circuit: {connections: 6}"
-    with Proxy(policy([one.address, other.address], more, STREAM), "splice2", workers=2) as proxy:
+    with running(policy([one.address, other.address], more, STREAM), workers=2) as proxy:
         streams += [Stream(proxy) for _ in range(12)]
         taken = [stream for stream in streams if stream.name]
         assert len(taken) == 6
@@ -436,7 +431,7 @@ def test_many_at_once_do_not_overrun_the_circuit(
 ) -> None:
     one, other = streaming
     more = "    circuit: {connections: 5}"
-    with Proxy(policy([one.address, other.address], more, STREAM), "splice2", workers=2) as proxy:
+    with running(policy([one.address, other.address], more, STREAM), workers=2) as proxy:
         threads = [
             threading.Thread(target=lambda: streams.append(Stream(proxy))) for _ in range(40)
         ]
@@ -454,7 +449,7 @@ def test_a_full_endpoint_is_passed_over(
 ) -> None:
     one, other = streaming
     more = "    circuit: {endpointConnections: 2}"
-    with Proxy(policy([one.address, other.address], more, STREAM), "splice2", workers=2) as proxy:
+    with running(policy([one.address, other.address], more, STREAM), workers=2) as proxy:
         streams += [Stream(proxy) for _ in range(6)]
         assert Counter(stream.name for stream in streams) == {"one": 2, "two": 2, "": 2}
         finish(proxy, streams)
@@ -463,7 +458,7 @@ def test_a_full_endpoint_is_passed_over(
 def test_so_many_dials_may_be_pending() -> None:
     with Blackhole() as hole:
         more = "    circuit: {pending: 1}"
-        with Proxy(policy([f"127.0.0.1:{hole.port}"], more), "splice2", workers=2) as proxy:
+        with running(policy([f"127.0.0.1:{hole.port}"], more), workers=2) as proxy:
             with connect(proxy.address("web")) as waiting:
                 waiting.send(b"GET / HTTP/1.1\r\nHost: app\r\n\r\n")
                 until(lambda: shown(proxy)["pending"] == 1, "a dial is pending")
@@ -472,7 +467,6 @@ def test_so_many_dials_may_be_pending() -> None:
                 assert "all the connections that it takes" in answer.text
                 waiting.reset()
             until(lambda: shown(proxy)["pending"] == 0, "the client has gone")
-            proxy.stop()
 
 
 def test_a_killed_worker_leaves_no_connection_behind(
@@ -480,7 +474,7 @@ def test_a_killed_worker_leaves_no_connection_behind(
 ) -> None:
     one, other = streaming
     more = "    circuit: {connections: 2}"
-    with Proxy(policy([one.address, other.address], more, STREAM), "splice2") as proxy:
+    with running(policy([one.address, other.address], more, STREAM)) as proxy:
         streams += [Stream(proxy) for _ in range(3)]
         assert [bool(stream.name) for stream in streams] == [True, True, False]
         os.kill(proxy.workers[0], signal.SIGKILL)
@@ -493,20 +487,18 @@ def test_a_killed_worker_leaves_no_connection_behind(
 def test_so_many_endpoints_are_tried(two: tuple[Server, Server]) -> None:
     dead = [f"127.0.0.1:{refusing_port()}" for _ in range(3)]
     more = "    retries: {attempts: 2}\n    ejection: {failures: 0}"
-    with Proxy(policy([*dead, two[0].address], more), "splice2") as proxy:
+    with running(policy([*dead, two[0].address], more)) as proxy:
         # by turns: all three dead ones; the last two of them; the last one; the good one
         assert [get(proxy).status for _ in range(4)] == [503, 200, 200, 200]
         assert shown(proxy)["retries"] == 2 + 2 + 1
-        proxy.stop()
 
 
 def test_retries_have_a_budget(two: tuple[Server, Server]) -> None:
     dead = f"127.0.0.1:{refusing_port()}"
     more = "    retries: {budget: 0}\n    ejection: {failures: 0}"
-    with Proxy(policy([dead, two[0].address], more), "splice2") as proxy:
+    with running(policy([dead, two[0].address], more)) as proxy:
         statuses = Counter(get(proxy).status for _ in range(30))
         assert statuses == {200: 15 + 10, 503: 5}  # every second one has to be retried
-        proxy.stop()
 
 
 # ---- another policy
@@ -519,7 +511,7 @@ def test_what_is_known_of_endpoints_outlives_a_reload(
     dead = f"127.0.0.1:{refusing_port()}"
     more = "    ejection: {failures: 1, base: 60s}\n    circuit: {connections: 3}"
     text = policy([one.address, dead], more, STREAM)
-    with Proxy(text, "splice2", workers=2) as proxy:
+    with running(text, workers=2) as proxy:
         streams += [Stream(proxy) for _ in range(2)]
         until(lambda: shown(proxy, dead)["state"] == "ejected", "it is ejected")
         new = policy([one.address, dead, other.address], more, STREAM)
@@ -535,21 +527,20 @@ def test_what_is_known_of_endpoints_outlives_a_reload(
 def test_a_reload_brings_a_name_and_nobody_waits_for_it(zone: Zone) -> None:
     with Server("one") as one, Server("two") as two:
         zone.set({"two.test": ["127.0.0.1"]})
-        with Proxy(policy([one.address]), "splice2", workers=2, entry=zone.entry) as proxy:
+        with running(policy([one.address]), workers=2, entry=zone.entry) as proxy:
             assert names(proxy, 2) == {"one": 2}
             proxy.reload(policy([f"two.test:{two.port}"]))
             assert names(proxy, 6) == {"two": 6}
             proxy.reload(policy([one.address]))
             assert names(proxy, 2) == {"one": 2}
             until(lambda: len(proxy.workers) == 2, "nothing is left to be probed")
-            proxy.stop()
 
 
 def test_a_reload_brings_checks(two: tuple[Server, Server]) -> None:
     one, other = two
     one.health = 503
     endpoints = [one.address, other.address]
-    with Proxy(policy(endpoints), "splice2", workers=2) as proxy:
+    with running(policy(endpoints), workers=2) as proxy:
         assert evenly(names(proxy, 8))
         proxy.reload(policy(endpoints, CHECK))
         until(lambda: state(proxy, one) == "down", "it is down")
@@ -557,7 +548,6 @@ def test_a_reload_brings_checks(two: tuple[Server, Server]) -> None:
         proxy.reload(policy(endpoints))
         assert state(proxy, one) == "up"
         assert evenly(names(proxy, 8))
-        proxy.stop()
 
 
 # ---- unix sockets
@@ -584,17 +574,18 @@ def test_a_full_unix_endpoint_is_waited_for(tmp_path: Path) -> None:
         listener.listen(0)
         with socket.socket(socket.AF_UNIX) as first:
             first.connect("\0" + name[1:])
-            with Proxy(policy([f"unix:{name}"]), "splice2") as proxy:
-                with socket.create_connection(proxy.address("web"), PATIENCE) as client:
-                    client.sendall(b"GET / HTTP/1.1\r\nHost: app\r\nConnection: close\r\n\r\n")
-                    until(lambda: shown(proxy)["pending"] == 1, "it is being dialled")
-                    listener.accept()[0].close()
-                    served, _ = listener.accept()
-                    with served:
-                        assert served.recv(4096).startswith(b"GET / ")
-                        served.sendall(b"HTTP/1.1 204 No Content\r\n\r\n")
-                    assert client.recv(4096).startswith(b"HTTP/1.1 204")
-                proxy.stop()
+            with (
+                running(policy([f"unix:{name}"])) as proxy,
+                socket.create_connection(proxy.address("web"), PATIENCE) as client,
+            ):
+                client.sendall(b"GET / HTTP/1.1\r\nHost: app\r\nConnection: close\r\n\r\n")
+                until(lambda: shown(proxy)["pending"] == 1, "it is being dialled")
+                listener.accept()[0].close()
+                served, _ = listener.accept()
+                with served:
+                    assert served.recv(4096).startswith(b"GET / ")
+                    served.sendall(b"HTTP/1.1 204 No Content\r\n\r\n")
+                assert client.recv(4096).startswith(b"HTTP/1.1 204")
 
 
 # ---- names
@@ -630,7 +621,7 @@ def test_connections_follow_a_name(zone: Zone, streams: list[Stream]) -> None:
     ):
         zone.set({"app.test": ["127.0.0.1"]})
         text = policy([f"app.test:{one.port}"], NAMED, STREAM)
-        with Proxy(text, "splice2", workers=2, entry=zone.entry) as proxy:
+        with running(text, workers=2, entry=zone.entry) as proxy:
             # the first answer was there before the first connection
             streams += [Stream(proxy) for _ in range(4)]
             assert [stream.name for stream in streams] == ["one"] * 4
@@ -657,16 +648,15 @@ def test_all_addresses_of_a_name_are_used(zone: Zone) -> None:
     with Server("one") as one, Server("two", ("127.0.0.2", one.port)):
         zone.set({"app.test": ["127.0.0.2", "127.0.0.1"]})
         text = policy([f"app.test:{one.port}"], NAMED)
-        with Proxy(text, "splice2", workers=2, entry=zone.entry) as proxy:
+        with running(text, workers=2, entry=zone.entry) as proxy:
             found = names(proxy, 20)
             assert abs(found["one"] - found["two"]) <= 2
-            proxy.stop()
 
 
 def test_a_name_that_was_never_resolved(zone: Zone) -> None:
     with Server("one") as one:
         text = policy([f"app.test:{one.port}"], NAMED)
-        with Proxy(text, "splice2", entry=zone.entry) as proxy:
+        with running(text, entry=zone.entry) as proxy:
             answer = get(proxy)
             assert answer.status == 503
             assert "the names of the backend's endpoints have not been resolved" in answer.text
@@ -675,14 +665,12 @@ def test_a_name_that_was_never_resolved(zone: Zone) -> None:
             zone.set({"app.test": ["127.0.0.1"]})
             until(lambda: get(proxy).status == 200, "it is resolved")
             assert len(lines(proxy, "name resolved again")) == 1
-            proxy.stop()
 
 
 def test_localhost_by_the_system() -> None:
-    with Server("one") as one, Proxy(policy([f"localhost:{one.port}"]), "splice2") as proxy:
+    with Server("one") as one, running(policy([f"localhost:{one.port}"])) as proxy:
         # ::1 may be there too, and refuses
         assert names(proxy, 4) == {"one": 4}
-        proxy.stop()
 
 
 @pytest.mark.parametrize("refused", [False, True], ids=["black hole", "refused"])
@@ -700,7 +688,7 @@ def test_a_family_that_leads_nowhere_holds_nobody_up(zone: Zone, refused: bool) 
             NAMED + "\n    retries: {attempts: 0}\n    ejection: {failures: 2}",
             ", timeouts: {dial: 60s}",
         )
-        with Proxy(text, "splice2", entry=zone.entry) as proxy:
+        with running(text, entry=zone.entry) as proxy:
             assert names(proxy, 6) == {"four": 6}
             six = shown(proxy, f"[::1]:{four.port}")
             if refused:
@@ -709,14 +697,12 @@ def test_a_family_that_leads_nowhere_holds_nobody_up(zone: Zone, refused: bool) 
                 assert (six["state"], six["failures"]) == ("up", 0)
             assert shown(proxy)["retries"] == 0
             assert (six["connections"], shown(proxy)["connections"]) == (0, 0)
-            proxy.stop()
 
 
 def test_the_log_tells_of_names_and_endpoints_in_single_lines(zone: Zone) -> None:
-    with Proxy(policy(["app.test:1"], NAMED), "splice2", entry=zone.entry) as proxy:
+    with running(policy(["app.test:1"], NAMED), entry=zone.entry) as proxy:
         until(lambda: lines(proxy, "name not resolved"), "it is told")
         assert re.fullmatch(
             r'name not resolved name=app\.test why="Name or service not known" addresses_kept=0',
             lines(proxy, "name not resolved")[0],
         )
-        proxy.stop()
