@@ -6,18 +6,16 @@ import argparse
 import os
 import sys
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import replace
-from importlib import import_module
-from importlib.util import find_spec
 from pathlib import Path
 
-from . import blast, machine, results, run
+from . import blast, machine, report, results, run
 from .contenders import BY_NAME as CONTENDERS
 from .hosts import Host, LoadTestError
 from .machine import BUILD
-from .results import LOADS, ContenderInfo, Head, Results, Sample
+from .progress import progress
+from .results import LOADS, ContenderInfo, Head, Results
 from .sampling import MOST_FOREIGN, Bench
 from .workloads import BY_NAME as WORKLOADS
 from .workloads import DEFAULT, QUICK, QUICK_LOADS
@@ -129,8 +127,8 @@ def drive(options: argparse.Namespace, host: Host, wanted: run.Plan) -> int:
         wanted = replace(wanted, contenders=[one for one in wanted.contenders if one.name in names])
         there = [replace(info, config=_configuration(host, wanted, info)) for info in there]
         tools = bench(options, host)
-        with _progress(wanted.total()) as progress:
-            running = run.Run(wanted, host, tools, progress, options.profile, options.patience)
+        with progress(wanted.total()) as watcher:
+            running = run.Run(wanted, host, tools, watcher, options.profile, options.patience)
             try:
                 running.go()
             except KeyboardInterrupt:
@@ -155,31 +153,8 @@ def leave(found: Results, output: Path) -> None:
     path = output / f"{time.strftime('%Y%m%d-%H%M%S', time.gmtime())}.json"
     results.write(found, path)
     _say(f"raw results: {path}")
-    if find_spec(".report", __package__):
-        import_module(".report", __package__).write(found, path)
-    else:
-        for sample in found.samples:
-            print(summary(sample))
-
-
-def summary(sample: Sample) -> str:
-    """A sample in a line."""
-    figures = sample.figures
-    parts = [f"{sample.workload:<14}{sample.contender:<17}{sample.load or '':<11}"]
-    for key, form in (
-        ("rate", "{:>12,.2f}/s"),
-        ("p50_us", "p50 {:,.0f} us"),
-        ("p99_us", "p99 {:,.0f} us"),
-        ("cpu_us", "cpu {:,.1f} us"),
-        ("cpu_gb", "cpu {:,.3f} s/GB"),
-        ("pss_each_kib", "{:.2f} KiB each"),
-        ("growth_kib", "grew {:,.0f} KiB"),
-    ):
-        if key in figures:
-            parts.append(form.format(figures[key]))
-    if sample.problems:
-        parts.append(f"INVALID: {sample.problems[0]}")
-    return "  ".join(parts)
+    for written in report.write(found, path):
+        _say(f"report: {written}")
 
 
 def _configuration(host: Host, wanted: run.Plan, info: ContenderInfo) -> str:
@@ -211,37 +186,3 @@ def _head(options: argparse.Namespace, host: Host, wanted: run.Plan, tools: Benc
 
 def _say(text: str) -> None:
     print(text, file=sys.stderr, flush=True)
-
-
-class Lines:
-    """Progress as a line for each sample."""
-
-    def __init__(self, total: int) -> None:
-        self._total = total
-        self._taken = 0
-
-    def start(self, sample: Sample) -> None:
-        """Nothing: the line comes when there are figures."""
-
-    def done(self, sample: Sample) -> None:
-        """A line."""
-        self._taken += 1
-        _say(f"{self._taken:>4}/{self._total} round {sample.round}  {summary(sample)}")
-
-    def skip(self, count: int) -> None:
-        """They count as taken."""
-        self._taken += count
-
-    def say(self, text: str) -> None:
-        """As it is."""
-        _say(text)
-
-
-@contextmanager
-def _progress(total: int) -> Iterator[run.Progress]:
-    """`progress.bars`, where it is there and stderr is a terminal; else lines."""
-    if sys.stderr.isatty() and find_spec(".progress", __package__):
-        with import_module(".progress", __package__).bars(total) as bars:
-            yield bars
-    else:
-        yield Lines(total)
