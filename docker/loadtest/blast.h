@@ -61,6 +61,22 @@ struct options {
 	double rate, warmup, seconds, timeout, bytes_per_second;
 };
 
+/* What an exchange is, the same on all connections. */
+struct plan {
+	enum kind kind;
+	int http, close;
+	int endless;                 /* there is no end to one of the two bodies */
+	int pattern;                 /* the reply's body is the pattern, else "ok\n" or the message */
+	char head[512];              /* what it begins with: a request's head, or a frame's */
+	size_t head_length;
+	char handshake[768];         /* WebSocket */
+	size_t handshake_length;
+	char echo_head[4];           /* what the frame that comes back begins with */
+	size_t echo_head_length;
+	const char *body;            /* the pattern, masked for WebSocket */
+	uint64_t body_length, reply_length;
+};
+
 /* Latencies in ns, log-linear: 64 steps per power of two, so the middle of a class is within 0.8 %
  * of what was noted, from 64 ns to 36 minutes. */
 enum { STEPS = 64, ROWS = 36 };
@@ -122,6 +138,8 @@ uint64_t all_errors(void);
 void mark(const char *word, int64_t at);
 void wait_for_driver(void);
 void report(const struct outcome *outcome);
+
+void make_plan(struct plan *plan, const struct options *options);
 
 void note(struct histogram *h, int64_t ns);
 double percentile_us(const struct histogram *h, double share);
