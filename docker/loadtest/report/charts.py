@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from xml.etree.ElementTree import Element
 
 from .markup import add, node
@@ -27,6 +27,7 @@ WIDTH, HEIGHT = 420.0, 270.0
 LEFT, RIGHT, TOP, BOTTOM = 56.0, 14.0, 26.0, 40.0
 NAMES, VALUES = 130.0, 60.0  # of bars: room for names before them, and for values behind
 ABOVE, ROW, THICK = 8.0, 20.0, 12.0
+LETTER = 6.6  # the width of a digit
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,6 +61,12 @@ def from_zero(title: str, most: float) -> Axis:
     return Axis(title, 0.0, values[-1], [(value, short(value)) for value in values])
 
 
+def until(title: str, end: float) -> Axis:
+    """As `from_zero`, but it ends where the values do (time has no more)."""
+    whole = from_zero(title, end)
+    return replace(whole, high=end, ticks=[tick for tick in whole.ticks if tick[0] <= end])
+
+
 def logarithmic(
     title: str, least: float, most: float, label: Callable[[float], str] = short
 ) -> Axis:
@@ -76,12 +83,12 @@ def logarithmic(
 
 @dataclass(frozen=True, slots=True)
 class Point:
-    """`told`: what its <title> says; a point without is not marked. `open`: its mark is hollow."""
+    """`told`: what its <title> says; a point without is not marked. `ring`: around its mark."""
 
     x: float
     y: float
     told: str = ""
-    open: bool = False
+    ring: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -161,9 +168,8 @@ def _lines(chart: Lines) -> Iterator[Element]:
     for value, label in x.ticks:
         across = x.at(value, *_X)
         yield node("line", class_="grid", x1=across, x2=across, y1=_Y[0], y2=_Y[1])
-        anchor = "end" if across > _X[1] - 12 else "middle"
-        end = WIDTH - 2 if anchor == "end" else across
-        yield node("text", label, class_="tick", x=end, y=_Y[0] + 16, text_anchor=anchor)
+        middle = min(across, WIDTH - 1 - LETTER * len(label) / 2)
+        yield node("text", label, class_="tick", x=middle, y=_Y[0] + 16, text_anchor="middle")
     d = f"M{_X[0]:g},{_Y[1]:g}V{_Y[0]:g}H{_X[1]:g}"
     yield node("path", class_="edge", d=d)
     yield node("text", y.title, class_="axis", x=2, y=13)
@@ -192,9 +198,8 @@ def _line(chart: Lines, line: Line) -> Element:
         add(group, node("path", node("title", style.name), class_="line", d=path))
     for (x, y), point in zip(at, line.points, strict=True):
         if point.told:
-            hollow = " hollow" if point.open else ""
-            shape = node("path", class_=f"mark{hollow}", d=style.marker(x, y))
-            reach = node("circle", class_="reach", cx=x, cy=y, r=8)
+            shape = node("path", class_="mark", d=style.marker(x, y))
+            reach = node("circle", class_="ring" if point.ring else "reach", cx=x, cy=y, r=8)
             add(group, node("g", node("title", f"{style.name}: {point.told}"), shape, reach))
     if line.limit is not None:
         value, told = line.limit

@@ -46,6 +46,9 @@ def columns(workload: WorkloadInfo, load: str | None, keys: Set[str]) -> list[Co
     unit = workload.unit
     free = load == SATURATION  # else the rate was given, and its ratios would be those of orders
     speed = Column("rate", f"{plural(unit)}/s", "higher", direct=free, best=free)
+    if workload.kind == "memory":
+        keys = keys - {"switches", "cpu_share"}  # of next to nothing
+        speed = Column("rate", "MB/s", scale=1e3)
     per_gb = "cpu_gb" in keys
     found = [
         *([Column("connections", "idle connections")] if workload.kind == "idle" else []),

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping
 
 from loadtest.results import SATURATION, WorkloadInfo
 
-from .charts import Axis, Line, Lines, Point, from_zero
+from .charts import Axis, Line, Lines, Point, from_zero, until
 from .columns import MIB, plural
 from .curves import Curves
 from .figures import Figure, Group, rounds
@@ -135,7 +135,7 @@ class Courses:
         chart = Lines(
             f"{workload.title}: {title}",
             "MiB over the seconds of the load. The numbers are in the table below the chart.",
-            from_zero("seconds", end),
+            until("seconds", end),
             _around_zero("MiB", least, most),
             lines,
         )

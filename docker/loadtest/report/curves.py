@@ -18,7 +18,7 @@ from .tables import NOTHING, Cell, Row, Table
 # The scale of percentiles is that of 1 / (1 - p), as HdrHistogram draws it.
 TICKS = (50.0, 90.0, 99.0, 99.9, 99.99)
 PERCENTILES = tuple(sorted({*TICKS, *(100 * (1 - 0.5 * 10 ** (-step / 8)) for step in range(30))}))
-SHORTFALL = 0.99  # achieved less than this share of what was offered: the mark is hollow
+SHORTFALL = 0.99  # achieved less than this share of what was offered: a ring is around the mark
 
 Curves = list[tuple[str, list[tuple[float, Spread]]]]  # by contender
 
@@ -44,8 +44,8 @@ class OpenLoops:
             Group(
                 "throughput",
                 "Throughput",
-                "At 20, 50 and 80 % of each one's knee. A hollow mark before the last: less than "
-                "99 % of what was offered was achieved.",
+                "Open loops at shares of each one's knee, and the knee itself. A ring "
+                "before the last mark: less than 99 % of what was offered was achieved.",
                 self._throughput(workload),
             ),
         ):
@@ -138,7 +138,7 @@ class OpenLoops:
             limit = None
             if knee is not None:
                 told = f"{number(knee.median)} {unit} at saturation"
-                reached.append(Point(knee.median, knee.median, told, open=True))
+                reached.append(Point(knee.median, knee.median, told, ring=True))
                 limit = (knee.median, told)
             achieved.append(Line(style, reached))
             slow = [
@@ -163,8 +163,8 @@ class OpenLoops:
         table = Table(workload.title, head, rows, words=2)
         offered = Lines(
             f"{workload.title}: throughput against offered load",
-            "What each contender achieved of what it was offered at 20, 50 and 80 % of its knee, "
-            "and the knee itself. The numbers are in the table below the chart.",
+            "What each contender achieved of what it was offered, and its knee. The numbers are "
+            "in the table below the chart.",
             from_zero(f"offered, {unit}", most),
             from_zero(f"achieved, {unit}", most),
             achieved,
@@ -172,14 +172,14 @@ class OpenLoops:
         )
         tail = Lines(
             f"{workload.title}: p99 against throughput",
-            "The 99th percentile of latency at 20, 50 and 80 % of each contender's knee, over the "
+            "The 99th percentile of latency at shares of each contender's knee, over the "
             "throughput it achieved. The numbers are in the table below the chart.",
             from_zero(f"achieved, {unit}", most),
             logarithmic("p99 latency", max(min(p99s), 1.0), max(p99s), duration),
             latency,
         )
         return [
-            Figure(offered, "Achieved against offered; the last, hollow mark is saturation", table),
+            Figure(offered, "Achieved against offered; the last, ringed, is saturation", table),
             Figure(tail, "p99 against throughput; the tick at the top is saturation", table),
         ]
 

@@ -1,7 +1,9 @@
 """How each contender looks in charts: a colour and a mark for each family, dashes within it.
 
-Colour is never alone: families differ by the shape of their marks, members by their dashes. The
-colours are in style.css, by the classes f0 (direct), f1 (l7proxy), f2, f3, ... (the others).
+Colour is never alone: families differ by the shape of their marks, members by their dashes and by
+what is cut out of the mark. The colours are in style.css, by the classes f0 (direct), f1 (l7proxy),
+f2, f3, f4 (the others). They are told apart with each kind of colour blindness, by Machado's
+matrices, at a distance of 15 or more in CIELAB.
 """
 
 from __future__ import annotations
@@ -14,7 +16,7 @@ from .goals import SUBJECT
 from .statistics import DIRECT
 
 OURS = "l7proxy"
-FAMILIES = 6  # that style.css has colours for
+FAMILIES = 5  # that style.css has colours for
 DASHES = 4  # and dashes
 
 
@@ -40,8 +42,18 @@ class Style:
         return f"{self.key} f{family} m{self.member % DASHES}{emphasis}"
 
     def marker(self, x: float, y: float) -> str:
-        """The path of its family's mark around a point."""
-        r = 4.0 if self.rank else 3.4
+        """The path of its mark around a point: the shape is its family's, what is cut out of it
+        (nothing, a dot, a bar across or upright) its own."""
+        holes = (
+            "",
+            f"M{x - 1.7:.1f},{y:.1f}a1.7,1.7 0 1 0 3.4,0a1.7,1.7 0 1 0 -3.4,0z",
+            f"M{x - 2.6:.1f},{y - 0.8:.1f}h5.2v1.6h-5.2z",
+            f"M{x - 0.8:.1f},{y - 2.6:.1f}v5.2h1.6v-5.2z",
+        )
+        return self._shape(x, y) + holes[self.member % DASHES]
+
+    def _shape(self, x: float, y: float) -> str:
+        r = 4.6
         match self.family % 5:
             case 0:  # a cross
                 return f"M{x - r:.1f},{y - r:.1f}l{2 * r},{2 * r}m{-2 * r},0l{2 * r},{-2 * r}"
