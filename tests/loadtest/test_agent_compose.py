@@ -32,7 +32,7 @@ def test_the_client_comes_after_all_of_them(services: dict[str, Any]) -> None:
 
 def test_alike_for_all_contenders(services: dict[str, Any]) -> None:
     alike = [
-        {key: value for key, value in service.items() if key not in ("image", "build", "cap_add")}
+        {key: value for key, value in service.items() if key not in ("build", "cap_add")}
         for name, service in services.items()
         if name in contenders.BY_NAME
     ]
@@ -56,7 +56,7 @@ def test_an_image_for_each_program(services: dict[str, Any]) -> None:
     for name, service in services.items():
         program = contenders.BY_NAME[name].program if name in contenders.BY_NAME else "tools"
         assert service["build"]["target"] == program
-        assert service["image"] == f"l7proxy-loadtest-{program}"
+        assert "image" not in service  # two builds of one name at once fail
         assert program in targets
         assert (HERE / service["build"]["context"]).resolve() == machine.ROOT
         assert (machine.ROOT / service["build"]["dockerfile"]) == HERE / "Dockerfile"
