@@ -7,29 +7,23 @@ import shlex
 import signal
 import sys
 from collections.abc import Sequence
-from importlib import import_module
 
+from . import agent, docker_command, native_command, report_command
 from .hosts import LoadTestError
 
-# Each module has `add(subparsers)`, which sets `command` to a function of the parsed arguments.
-COMMANDS = ("native_command", "docker_command", "agent", "report_command")
+# Each has `add(subparsers)`, which sets `command` to a function of the parsed arguments.
+COMMANDS = (native_command, docker_command, agent, report_command)
 
 
 def parser() -> argparse.ArgumentParser:
-    """All commands that are here: a container has fewer of the modules than a checkout."""
+    """All commands."""
     top = argparse.ArgumentParser(
         prog="python3 -m loadtest",
         description="l7proxy against a direct connection, HAProxy, nginx and Envoy.",
     )
     subparsers = top.add_subparsers(metavar="COMMAND", required=True)
-    for name in COMMANDS:
-        try:
-            module = import_module(f".{name}", __package__)
-        except ModuleNotFoundError as error:
-            if error.name != f"{__package__}.{name}":
-                raise
-            continue
-        module.add(subparsers)
+    for command in COMMANDS:
+        command.add(subparsers)
     return top
 
 
