@@ -21,7 +21,7 @@ static const char *const ERROR_NAMES[ERRORS] = { "connect", "reset",   "short",
 						 "status",  "timeout", "corrupt" };
 static const char *const KIND_NAMES[] = { "get", "put", "stream", "sink", "echo", "ws" };
 
-char pattern[PERIOD + CHUNK];
+char pattern[PERIOD + WRITE];
 struct totals totals;
 static char complaint[160];
 
@@ -65,7 +65,7 @@ void fill_pattern(void)
 		x = x * 1664525 + 1013904223;
 		pattern[i] = x >> 24;
 	}
-	for (int i = PERIOD; i < PERIOD + CHUNK; i++)
+	for (int i = PERIOD; i < PERIOD + WRITE; i++)
 		pattern[i] = pattern[i - PERIOD];
 }
 

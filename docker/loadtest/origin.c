@@ -121,7 +121,7 @@ static int send_body(struct served *c, const char *head, size_t n)
 	for (int i = 0; i < TURNS && (n || c->left); i++) {
 		struct iovec part[2] = {
 			{ (char *)head, n },
-			{ (char *)pattern_at(c->at), c->left < CHUNK ? c->left : CHUNK },
+			{ (char *)pattern_at(c->at), c->left < WRITE ? c->left : WRITE },
 		};
 		struct msghdr message = { .msg_iov = part, .msg_iovlen = 2 };
 		ssize_t sent = sendmsg(c->fd, &message, MSG_NOSIGNAL);

@@ -124,6 +124,18 @@ def test_both_targets_are_used_in_turn(program: Path, origin: Origin) -> None:
     assert "connection 1: Connection refused" in result.complaint
 
 
+def test_a_connection_per_request_leaves_no_port_waiting(program: Path, origin: Origin) -> None:
+    """Where the client has one address, its ports would be used up by its own TIME_WAITs."""
+    load = Load(to=(origin.http,), connections=8, close=True, **SHORT)
+    assert clean(blast.measure(program, load)).done > 100
+    port = f":{int(origin.http.partition(':')[2]):04X}"
+    rows = [line.split() for line in Path("/proc/net/tcp").read_text().splitlines()[1:]]
+    waiting = [(local, remote) for _, local, remote, state, *_ in rows if state == "06"]
+    assert any(local.endswith(port) for local, _ in waiting)  # the origin's: it closes first
+    # Of the 8 that were under way when blast ended, some may be the client's.
+    assert sum(remote.endswith(port) for _, remote in waiting) <= 8
+
+
 def test_marks_are_differences_of_the_same_counters(program: Path, origin: Origin) -> None:
     with blast.client(program, Load(to=(origin.http,), connections=4, **SHORT)) as client:
         begin = client.begin()
