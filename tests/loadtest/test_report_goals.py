@@ -103,6 +103,14 @@ def test_one_worker_each_is_taken_before_the_workload_of_the_whole_run():
     assert "one worker" in outcome.note
 
 
+def test_fewer_idle_connections_than_asked_are_told():
+    for held, note in (([20_000, 20_000], ""), ([20_000, 18_900], "held 18,900")):
+        found = run("idle-20k", None, pss_each_kib={OURS: [3, 3]}, connections={OURS: held})
+        [outcome] = report.goals(found)
+        assert outcome.note == note
+        assert outcome.met
+
+
 def test_every_goal_has_its_place_in_a_whole_run():
     told = report.goals(made.made(rounds=1))
     assert [outcome.goal for outcome in told] == list(GOALS)

@@ -12,6 +12,7 @@ from .statistics import Better, Spread, Statistics, Where
 
 SUBJECT = "l7proxy-sockmap"
 BEST_PEER = ""
+IDLE = 20_000  # connections
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,7 +109,7 @@ def _table() -> Iterator[Goal]:
             text = f"Slow reader: {what}, of {subject}"
             yield Goal(text, ("slow-reader",), None, key, base, 1.0, False, subject=subject)
     yield Goal(
-        "20,000 idle spliced connections: user-space memory of each",
+        f"{IDLE:,} idle spliced connections: user-space memory of each",
         ("idle-20k",),
         None,
         "pss_each_kib",
@@ -130,9 +131,11 @@ def goals(results: Results) -> list[Outcome]:
 
 def _outcome(goal: Goal, statistics: Statistics) -> Outcome | None:
     for workload in goal.workloads:
-        got = _got(goal, statistics, Where(workload, goal.load))
+        where = Where(workload, goal.load)
+        got = _got(goal, statistics, where)
         if got is not None:
-            return Outcome(goal, workload, got, _met(goal, got.median), _note(goal, workload))
+            note = _note(goal, where, statistics)
+            return Outcome(goal, workload, got, _met(goal, got.median), note)
     return None
 
 
@@ -155,7 +158,11 @@ def _met(goal: Goal, got: float) -> bool:
     return got >= goal.bound if goal.at_least else got <= goal.bound
 
 
-def _note(goal: Goal, workload: str) -> str:
-    if workload != goal.workloads[0]:
-        return f"asked with one worker each ({goal.workloads[0]}); this is {workload}"
+def _note(goal: Goal, where: Where, statistics: Statistics) -> str:
+    """What this run did not do as the goal asks it."""
+    if where.workload != goal.workloads[0]:
+        return f"asked with one worker each ({goal.workloads[0]}); this is {where.workload}"
+    held = statistics.spread(where, goal.subject, "connections")
+    if held is not None and held.low < IDLE:
+        return f"held {number(held.low)}"
     return ""
