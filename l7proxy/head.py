@@ -30,7 +30,7 @@ received on that connection."
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 import h11
 
@@ -46,9 +46,10 @@ from l7proxy.target import choose_authority, parse_target
 __all__ = ["Head", "HeadReader", "local_response", "serialise"]
 
 
-@dataclass(frozen=True, slots=True)
-class Head:
+class Head(NamedTuple):
     """A request line and its header fields, checked.
+
+    (No dataclass: a frozen one of so many fields takes 2 us to make, each time.)
 
     `target` is what the backend gets: the path and the query, or `*`. `path` is the path as sent,
     neither decoded nor normalised; "/" for `*`, whose path RFC 9112 section 3.3 calls empty.
@@ -83,8 +84,7 @@ class Head:
             for field, spelling in zip(self.headers, names, strict=True)
             if not is_claim(field[0])
         ]
-        return replace(
-            self,
+        return self._replace(
             headers=tuple(field for field, _ in kept),
             names=tuple(spelling for _, spelling in kept),
         )
@@ -219,9 +219,9 @@ def parse(line: gate.RequestLine, raw: bytes, fields_at: int, max_fields: int) -
     """
     method, raw_target, version = line
     spelled = gate.parse_fields(raw[fields_at:-2], max_fields)
+    names = [name.lower() for name, _ in spelled]
     seen: dict[bytes, list[bytes]] = {}
-    for spelled_name, value in spelled:
-        name = spelled_name.lower()
+    for name, (_, value) in zip(names, spelled, strict=True):
         if name in _WATCHED:
             seen.setdefault(name, []).append(value)
     get = seen.get
@@ -238,7 +238,7 @@ def parse(line: gate.RequestLine, raw: bytes, fields_at: int, max_fields: int) -
         host=host,
         authority=authority.decode("ascii"),
         version=version,
-        headers=tuple([(name.lower(), value) for name, value in fields]),
+        headers=tuple([(name, value) for name, (_, value) in zip(names, fields, strict=True)]),
         content_length=length,
         chunked=chunked,
         upgrade=_passed_upgrade(seen[b"upgrade"], options, version) if b"upgrade" in seen else None,
@@ -309,7 +309,7 @@ def _count_hop(head: Head, values: list[bytes]) -> Head:
         (name, b"%d" % (left - 1) if name == b"max-forwards" else value)
         for name, value in head.headers
     )
-    return replace(head, headers=headers)
+    return head._replace(headers=headers)
 
 
 # Fields that end here or are written anew below. RFC 9110 section 7.6.1: "intermediaries SHOULD

@@ -8,6 +8,7 @@ origin-form; asterisk-form is "only used for a server-wide OPTIONS request"; aut
 from __future__ import annotations
 
 import re
+from functools import lru_cache
 from typing import NamedTuple
 
 from l7proxy.authority import Authority, AuthorityError, parse_authority
@@ -94,6 +95,7 @@ def choose_authority(target: Target, hosts: list[bytes], version: str) -> tuple[
     return target.authority, wanted.host
 
 
+@lru_cache(maxsize=1024)  # clients name the same few hosts again and again
 def _parse(value: bytes, where: str) -> Authority:
     try:
         return parse_authority(value.decode("latin-1"))  # only ASCII is let through there
