@@ -214,7 +214,8 @@ class Dialing:
         self._dials += 1
         sock = None
         try:
-            sock = dial.start(address)
+            sending = connection.sending
+            sock = dial.start(address, speaks=sending is not None and sending.speaks)
             connected = dial.progress(sock, address)
             if not connected and not dial.must_ask(address):
                 connection.worker.register(sock.fileno(), select.EPOLLOUT, connection)

@@ -74,6 +74,11 @@ class Sending:
         self.held_answer = b""  # what the client had no room for, of a first answer
         self.held_request = b""  # what the backend had no room for
 
+    @property
+    def speaks(self) -> bool:
+        """Whether there is something to be written to the backend."""
+        return bool(self._outgoing)
+
     # ---- SEND
 
     def send(self) -> None:
