@@ -334,6 +334,7 @@ class Dialing:
     def release(self, *, answered: bool) -> None:
         """The connection is over; `answered`: the backend sent something."""
         self._settle()
+        del self._connection  # else each connection is a cycle, and garbage until one is looked for
         group, place = self._group, self._place
         if group is None:
             return
