@@ -4,13 +4,13 @@ The driver (`worker`) tells what happened and carries out what is ordered. An ev
 table has no row for is a bug of ours and raises `TransitionError`: better one connection reset
 and one line in the log than a pair of sockets in a state that nobody thought of.
 
-    accept -> HEAD -> DIAL -> SEND -> (ANSWER) -> SPLICED or RELAYED -> CLOSED
-                 \\______\\______\\_______\\___________\\-> REPLY -> LINGER -> CLOSED
+    accept -> HEAD -> DIAL -> SEND -> FIRST or ANSWER -> SPLICED or RELAYED -> CLOSED
+                 \\______\\______\\______________\\___________\\-> REPLY -> LINGER -> CLOSED
 
 While a pair is open each of its directions has a small life of its own, a `Flow`:
 
     KERNEL <-> OVERFLOW        spliced: the kernel redirects; or user space relays for a while
-    USER                       relayed: user space moves the bytes, for good
+    USER                       first, relayed: user space moves the bytes, for now or for good
         -> DRAINING -> FINISHED      the FIN was seen; the ledger balances and it was passed on
 """
 
@@ -29,6 +29,7 @@ class State(StrEnum):
     HEAD = "head"  # waiting for what routes: a PROXY header, a head, a ClientHello
     DIAL = "dial"  # connecting to an endpoint
     SEND = "send"  # writing the head, and what came with it, to the backend
+    FIRST = "first"  # user space moves the first bytes both ways: a short connection is over then
     ANSWER = "answer"  # the response's head is read in user space; the rest of the request goes on
     SPLICED = "spliced"  # the kernel moves the bytes
     RELAYED = "relayed"  # user space moves the bytes
@@ -49,6 +50,8 @@ class Event(StrEnum):
     SENT = "sent"  # everything user space has for the backend is in its write queue
     AWAITED = "awaited"  # the same, and the response's head is to be read before the pair opens
     ANSWER_SEEN = "answer seen"  # it was, and the client has it
+    LASTS = "lasts"  # the backend has answered, or much came, and neither end has ended
+    BLOCKED = "blocked"  # one end had no room for the first bytes, or has ended: no splice
     REFUSED = "refused"  # the kernel would not take the pair
     REPLIED = "replied"
     CLIENT_END = "client end"  # EOF of the client where no pair is open
@@ -67,8 +70,9 @@ class Command(StrEnum):
     DIAL = "dial"
     SEND = "send"
     READ_ANSWER = "read answer"
+    FIRST = "first"  # move the first bytes both ways
     OPEN = "open"  # splice the pair, or relay it if that is not possible
-    RELAY = "relay"  # relay the pair: the splice was refused
+    RELAY = "relay"  # relay the pair: the splice was refused, or could not be tried
     REPLY = "reply"  # answer the client; what and why the driver knows
     LINGER = "linger"  # half-close towards the client, wait for its end
     CLOSE = "close"  # close in order: what is queued is delivered
@@ -95,7 +99,9 @@ TABLE: dict[tuple[State, Event], _Row] = {
     (State.DIAL, Event.UNREACHABLE): _REPLY,
     (State.DIAL, Event.CLIENT_ERROR): _RESET,
     (State.DIAL, Event.ABORT): _RESET,
-    (State.SEND, Event.SENT): (State.SPLICED, (Command.OPEN,)),
+    (State.SEND, Event.SENT): (State.FIRST, (Command.FIRST,)),
+    (State.FIRST, Event.LASTS): (State.SPLICED, (Command.OPEN,)),
+    (State.FIRST, Event.BLOCKED): (State.RELAYED, (Command.RELAY,)),
     (State.SEND, Event.AWAITED): (State.ANSWER, (Command.READ_ANSWER,)),
     (State.ANSWER, Event.ANSWER_SEEN): (State.SPLICED, (Command.OPEN,)),
     (State.SPLICED, Event.REFUSED): (State.RELAYED, (Command.RELAY,)),
@@ -115,7 +121,10 @@ for _state in (State.SEND, State.ANSWER):
         (_state, Event.TIMEOUT): _RESET,
         (_state, Event.ABORT): _RESET,
     }
-for _state in (State.SPLICED, State.RELAYED):
+OPEN_STATES = frozenset((State.FIRST, State.SPLICED, State.RELAYED))
+"""States in which a pair is open, whatever moves its bytes."""
+
+for _state in OPEN_STATES:
     TABLE |= {
         (_state, Event.FINISHED): _CLOSE,
         (_state, Event.CLIENT_ERROR): _RESET,
@@ -170,6 +179,11 @@ FLOWS: dict[tuple[Flow, FlowEvent], _FlowRow] = {
 }
 
 
+_FINISHED = Flow.FINISHED
+_BEGINS = {State.FIRST: Flow.USER, State.SPLICED: Flow.KERNEL, State.RELAYED: Flow.USER}
+"""How directions begin where a pair opens, or another way of moving its bytes takes over."""
+
+
 class Session:
     """One connection's place in the tables. `flows` is indexed by the side that bytes come from."""
 
@@ -185,13 +199,14 @@ class Session:
             self.state, commands = TABLE[self.state, event]
         except KeyError:
             raise TransitionError(f"{event.value!r} in state {self.state.value!r}") from None
-        if commands and commands[0] is Command.RELAY:
-            self.flows = [Flow.USER, Flow.USER]
+        begins = _BEGINS.get(self.state)
+        if begins is not None:
+            self.flows = [one if one is _FINISHED else begins for one in self.flows]
         return commands
 
     def on_flow(self, side: Side, event: FlowEvent) -> tuple[FlowCommand, ...]:
         """Advance the direction from `side` by `event`. Raises TransitionError."""
-        if self.state is not State.SPLICED and self.state is not State.RELAYED:
+        if self.state not in OPEN_STATES:
             raise TransitionError(f"{event.value!r} of a direction in state {self.state.value!r}")
         try:
             self.flows[side], commands = FLOWS[self.flows[side], event]
@@ -202,10 +217,10 @@ class Session:
 
     @property
     def is_open(self) -> bool:
-        """Whether a pair is open, spliced or relayed."""
-        return self.state is State.SPLICED or self.state is State.RELAYED
+        """Whether a pair is open, whatever moves its bytes."""
+        return self.state in OPEN_STATES
 
     @property
     def finished(self) -> bool:
         """Whether both directions ended and both FINs were passed on."""
-        return self.flows[0] is Flow.FINISHED and self.flows[1] is Flow.FINISHED
+        return self.flows[0] is _FINISHED and self.flows[1] is _FINISHED

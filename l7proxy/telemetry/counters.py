@@ -42,7 +42,7 @@ class Counter(IntEnum):
     REFUSED = 2  # connections reset at once (limit, descriptors); never part of ACCEPTED
     SPLICES = 3  # pairs put into the kernel
     SPLICES_ENDED = 4
-    RELAYS = 5  # pairs that user space moves for their whole life
+    RELAYS = 5  # pairs that user space moves: all at first, some for their whole life
     RELAYS_ENDED = 6
     RELAYED_CLIENT = 7  # bytes from clients that user space moved, what came with the head too
     RELAYED_BACKEND = 8  # bytes from backends that user space moved
@@ -117,6 +117,11 @@ class Counters:
     def present(self, row: int) -> int:
         """How many connections live on it, over all workers."""
         return self._shared.present(row)
+
+    @property
+    def workers(self) -> int:
+        """How many workers there are."""
+        return self._shared.workers
 
 
 class RowsExhausted(L7ProxyError):
@@ -239,7 +244,7 @@ class SharedCounters:
         return self._difference(Counter.SPLICES, Counter.SPLICES_ENDED)
 
     def relayed(self) -> int:
-        """Pairs that user space moves for their whole life, over all workers."""
+        """Pairs that user space moves, for now or for their whole life, over all workers."""
         return self._difference(Counter.RELAYS, Counter.RELAYS_ENDED)
 
     def errors(self) -> dict[str, int]:

@@ -73,6 +73,9 @@ class Accepting:
     def accept(self, listener: OpenListener) -> bool:
         """Take a few connections off the listener's queue; False when it is empty."""
         worker, accept = self._worker, listener.sock.accept
+        most = listener.limits.connections
+        # to count over all workers costs 1 us: not for each one while the limit is far away
+        near = worker.is_full(listener.row, most - ACCEPT_BATCH * worker.fellows)
         for _ in range(ACCEPT_BATCH):
             try:
                 client, address = accept()
@@ -81,7 +84,7 @@ class Accepting:
             except OSError as error:
                 return self._accept_failed(listener, error)
             worker.now = worker.clock()
-            if worker.is_full(listener.row, listener.limits.connections):
+            if near and worker.is_full(listener.row, most):
                 worker.refuse(client, Reason.CONNECTION_LIMIT)
                 continue
             worker.began(Connection(worker, listener, client, address), listener.row)

@@ -21,6 +21,7 @@ from l7proxy.telemetry.accesslog import Record
 from l7proxy.telemetry.counters import Counter
 from l7proxy.telemetry.presence import NOWHERE
 from l7proxy.worker.dialing import Dialing
+from l7proxy.worker.first import FirstPair
 from l7proxy.worker.front import peer_of
 from l7proxy.worker.lastwords import last_words
 from l7proxy.worker.opening import Opening
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
     from l7proxy.worker.generation import OpenListener
     from l7proxy.worker.loop import Worker
 
+_CLOSED = State.CLOSED  # a name of the module is read three times as fast as one of an Enum
 KEEPALIVE_AFTER = 30.0  # seconds; shorter connections are not worth the system calls
 
 
@@ -44,6 +46,7 @@ class Connection:
         "added",
         "backend",
         "began",
+        "brief",
         "client",
         "client_host",
         "copied",
@@ -93,6 +96,7 @@ class Connection:
         # of an answer that has ended, or had no room, a pipe is not worth it
         self.copied = False
         self.spliceable = not listener.front.is_unix  # the kernel may move the bytes
+        self.brief = False  # the backend was asked to close when it has answered
         self.timeouts = listener.timeouts
         self.opening: Opening | None = Opening(self)
         self.sending: Sending | None = None
@@ -114,9 +118,10 @@ class Connection:
 
     def on(self, event: Event) -> None:
         """Tell the session what happened, and do what it orders."""
-        before = self.session.state
-        commands = self.session.on(event)
-        if self.session.state is State.CLOSED and not self.record.state:
+        session = self.session
+        before = session.state
+        commands = session.on(event)
+        if session.state is _CLOSED and not self.record.state:
             self.record.state = before.value
         for command in commands:
             _COMMANDS[command](self)
@@ -190,20 +195,37 @@ class Connection:
         assert self.sending is not None
         return self.sending
 
-    # ---- SPLICED, RELAYED
+    # ---- FIRST, SPLICED, RELAYED
 
-    def _open(self) -> None:
-        worker = self.worker
+    def _pass_first(self) -> None:
+        self._sent()
+        self.count_early()
+        self.pair = FirstPair(self)
+        self.worker.view[Counter.RELAYS] += 1
+        self._note_open()
+
+    def _sent(self) -> None:
+        """SEND or ANSWER is over."""
         sending, self.sending = self._sending, None
         self.client_host = ""  # it has decided what it could; idle connections are many
         self.held_answer, self.held_request = sending.held_answer, sending.held_request
-        worker.view[Counter.RELAYED_CLIENT] += self.early_in
-        worker.view[Counter.RELAYED_BACKEND] += max(0, self.early_answer - len(self.held_answer))
+        self.copied = sending.answer_ended
         self._schedule_check()
+
+    def count_early(self) -> None:
+        """Count what was moved before a pair was open."""
+        view = self.worker.view
+        view[Counter.RELAYED_CLIENT] += self.early_in
+        view[Counter.RELAYED_BACKEND] += max(0, self.early_answer - len(self.held_answer))
+
+    def _open(self) -> None:
+        worker = self.worker
+        if self.sending is not None:  # from ANSWER
+            self._sent()
+            self.count_early()
         splicer = worker.splicer
-        held = sending.answer_ended or bool(self.held_answer) or bool(self.held_request)
+        held = self.copied or bool(self.held_answer) or bool(self.held_request)
         if splicer is None or held or not self.spliceable or self.dialing.is_unix:
-            self.copied = held
             self.on(Event.REFUSED)
             return
         try:
@@ -223,6 +245,7 @@ class Connection:
         pair.start()
 
     def _relay(self) -> None:
+        self.copied |= bool(self.held_answer) or bool(self.held_request)
         pair = RelayedPair(self, copy=self.copied)
         self.pair = pair
         self.worker.view[Counter.RELAYS] += 1
@@ -369,7 +392,6 @@ class Connection:
             self.pair = None
         else:
             record.bytes_in, record.bytes_out = self.early_in, self.early_answer
-        self._unwatch(self.client)
         worker.bury(self.client)
         self.drop_backend()
         if self.splicer_index >= 0:
@@ -395,19 +417,13 @@ class Connection:
 
         `anew`: even if it does so already; it then looks at the socket again.
         """
-        side = Side.CLIENT if sock is self.client else Side.BACKEND
+        side = 0 if sock is self.client else 1
         known = self._masks[side]
         if known is None:
             self.worker.register(sock.fileno(), mask, self)
         elif anew or known != mask:
             self.worker.modify(sock.fileno(), mask)
         self._masks[side] = mask
-
-    def _unwatch(self, sock: socket.socket) -> None:
-        side = Side.CLIENT if sock is self.client else Side.BACKEND
-        if self._masks[side] is not None:
-            self._masks[side] = None
-            self.worker.unregister(sock.fileno())
 
     def take_backend(self, sock: socket.socket, mask: int | None) -> None:
         """Take a connected socket over; `mask`: what epoll watches it for, on our behalf."""
@@ -417,8 +433,8 @@ class Connection:
     def drop_backend(self) -> None:
         """Give the backend's socket up, if there is one."""
         if self.backend is not None:
-            self._unwatch(self.backend)
             self.worker.bury(self.backend)
+            self._masks[Side.BACKEND] = None
             self.backend = None
 
     def set_deadline(self, seconds: float) -> None:
@@ -438,6 +454,7 @@ _COMMANDS: dict[Command, Callable[[Connection], None]] = {
     Command.DIAL: lambda connection: connection.dialing.start(),
     Command.SEND: lambda connection: connection._sending.send(),
     Command.READ_ANSWER: lambda connection: connection._sending.read_answer(),
+    Command.FIRST: Connection._pass_first,
     Command.OPEN: Connection._open,
     Command.RELAY: Connection._relay,
     Command.REPLY: lambda connection: connection._reply.start(),

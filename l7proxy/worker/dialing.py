@@ -282,8 +282,6 @@ class Dialing:
         worker = self._connection.worker
         fd = attempt.sock.fileno()
         del self._attempts[fd]
-        if not dial.must_ask(attempt.place.member.address):
-            worker.unregister(fd)
         worker.bury(attempt.sock)
         attempt.place.leave()
 

@@ -31,6 +31,7 @@ from l7proxy.telemetry.counters import Counter
 from l7proxy.telemetry.log import event
 from l7proxy.worker.accepting import Accepting
 from l7proxy.worker.connection import Connection
+from l7proxy.worker.first import LITTLE
 from l7proxy.worker.groups import Group
 from l7proxy.worker.reloading import Reloading
 from l7proxy.worker.setup import WorkerSetup
@@ -64,11 +65,13 @@ class Worker:
         self.splicer = setup.splicer
         self.view = setup.counters.view
         self.presence = setup.counters.presence
+        self.fellows = setup.counters.workers  # who accept from the same sockets, this one included
         self.calendar = Calendar()
         self.relays = Relays(setup.datapath)
         self.scratch = memoryview(bytearray(SCRATCH))
         self.receive_ceiling = buffers.receive_ceiling()
         self.first_scratch = self.scratch[:FIRST_READ]
+        self.little_scratch = self.scratch[:LITTLE]
         self.spliced: dict[int, SplicedPair] = {}  # by pair: index >> 1
         self.clock = time.monotonic
         self.wall = time.time
@@ -118,7 +121,12 @@ class Worker:
                 handler = handlers.get(fd)
                 if handler is not None:
                     self.now = self.clock()
-                    self._guard(handler, fd, mask)
+                    try:
+                        handler.ready(fd, mask)
+                    except Exception:
+                        if not isinstance(handler, Connection):
+                            raise
+                        self._give_up(handler)
             self.now = self.clock()
             for item in self.calendar.due(self.now):
                 if isinstance(item, Connection):
@@ -156,14 +164,6 @@ class Worker:
             retry = min(connection.retry_at for connection in self._soon)
             due = retry if due is None else min(due, retry)
         return -1.0 if due is None else max(0.0, due - self.clock())
-
-    def _guard(self, handler: Handler, fd: int, mask: int) -> None:
-        try:
-            handler.ready(fd, mask)
-        except Exception:
-            if not isinstance(handler, Connection):
-                raise
-            self._give_up(handler)
 
     def _guard_call(self, connection: Connection, call: Callable[[], None]) -> None:
         try:
@@ -257,7 +257,11 @@ class Worker:
         self._epoll.unregister(fd)
 
     def bury(self, sock: socket.socket) -> None:
-        """Close a socket when the batch is over."""
+        """Close a socket when the batch is over, and watch it no more.
+
+        epoll(7): a descriptor that nothing else refers to leaves the interest list as it is closed.
+        """
+        self._handlers.pop(sock.fileno(), None)
         self._graves.append(sock)
 
     def release(self, index: int) -> None:

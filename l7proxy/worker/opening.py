@@ -46,9 +46,26 @@ class Opening:
         if front.reads:
             connection.on(Event.ACCEPTED)
         else:
-            self._decide(None, b"")
+            self._read_stream()
 
     # ---- reading
+
+    def _read_stream(self) -> None:
+        """Take what the client of a bare stream has said already along to the backend.
+
+        Nobody waits for it. It saves a round through epoll for a client that speaks first.
+        """
+        connection = self._connection
+        scratch = connection.worker.first_scratch
+        try:
+            n = connection.client.recv_into(scratch, 0, _DONTWAIT)
+        except BlockingIOError:
+            n = 0
+        except OSError:
+            connection.abort(Reason.CLIENT_RESET)
+            return
+        connection.early_in += n
+        self._decide(None, bytes(scratch[:n]))  # the pair looks after what there is more
 
     def read_head(self) -> None:
         """Begin to read the connection's first bytes."""
@@ -71,7 +88,6 @@ class Opening:
         elif self._proxy is None:  # a bare stream of somebody whose PROXY header would not count
             self._decide(None, b"")
             return
-        connection.set_deadline(connection.listener.timeouts.head)
         self.ready(Side.CLIENT, 0)
 
     def ready(self, _side: Side, _mask: int) -> None:
@@ -82,6 +98,8 @@ class Opening:
             try:
                 n = connection.client.recv_into(scratch, 0, _DONTWAIT)
             except BlockingIOError:
+                if connection.tick < 0:  # the first wait: most heads are there with their client
+                    connection.set_deadline(connection.listener.timeouts.head)
                 connection.watch(connection.client, select.EPOLLIN)
                 return
             except OSError:

@@ -109,7 +109,7 @@ class Sending:
         if (cookie is not None or self.upgrades) and connection.listener.protocol is Protocol.HTTP:
             self._answer = AnswerReader(cookie)
             connection.on(Event.AWAITED)
-        elif self._take_first_answer():
+        else:
             connection.on(Event.SENT)
 
     def send_ready(self, side: Side, mask: int) -> None:

@@ -92,16 +92,16 @@ def test_transfers_are_exact(datapath: str, count: int) -> None:
         ways = Counter(record["datapath"] for record in records)
         redirected = sum(moved["redirected"].values())
         if datapath == "sockmap":
-            # the rest ended so early that the kernel took neither socket, or only the client's
+            # the rest was over with its first bytes, or one end so early that no pair was left
             assert set(ways) <= {"sockmap", "splice2", "copy"}
-            assert ways["sockmap"] > count // 2, ways
+            assert ways["sockmap"] > count // 4, ways
             share = redirected / (redirected + sum(moved["relayed"].values()))
             print(f"kernel share {share:.3f}, {ways}, overflows {stats['overflows']}")
             assert share > 0.25, moved
         else:
-            # a short answer is copied: for that a pipe is not worth it
+            # the first bytes are copied: for these a pipe is not worth it
             assert set(ways) <= {datapath, "copy"}
-            assert ways[datapath] > count // 2, ways
+            assert ways[datapath] > count // 4, ways
             assert redirected == 0
         proxy.stop()
 

@@ -433,7 +433,7 @@ class FakeSplicer:
 class FakeWorker:
     """What `Connection` asks of its worker, on a clock that the test moves."""
 
-    def __init__(self, kernel: Kernel, scratch: int, *, relay: bool) -> None:
+    def __init__(self, kernel: Kernel, scratch: int, little: int, *, relay: bool) -> None:
         self.kernel = kernel
         self.slot = 0
         self.now = 0.0
@@ -442,6 +442,9 @@ class FakeWorker:
         self.relays = Relays(Datapath.COPY)
         self.scratch = memoryview(bytearray(scratch))
         self.first_scratch = self.scratch[: scratch // 2]
+        self.little_scratch = self.scratch[
+            : little or kernel.rng.choice((1, scratch // 4, scratch))
+        ]
         self.relays._buffer = self.scratch[: scratch // 4]
         self.spliced: dict[int, Any] = {}
         self.splicer = None if relay else FakeSplicer(kernel)
@@ -471,11 +474,8 @@ class FakeWorker:
         self.kernel.masks[fd - 100] = mask
         self.kernel.poll(Side(fd - 100))
 
-    def unregister(self, fd: int) -> None:
-        assert self.kernel.masks[fd - 100] is not None
-        self.kernel.masks[fd - 100] = None
-
     def bury(self, sock: FakeSocket) -> None:
+        self.kernel.masks[sock.side] = None
         self.graves.append(sock)
 
     def release(self, index: int) -> None:
@@ -510,10 +510,14 @@ class Run:
         protocol: Protocol = Protocol.TCP,
         relay: bool = False,
         scratch: int = 256,
+        little: int = 0,
     ) -> None:
-        """The first `early` bytes of the client are read already; `relay`: there is no splicer."""
+        """The first `early` bytes of the client are read already; `relay`: there is no splicer.
+
+        `little`: so many bytes pass before a splice; 0: chance decides.
+        """
         self.kernel = kernel
-        self.worker = FakeWorker(kernel, scratch, relay=relay)
+        self.worker = FakeWorker(kernel, scratch, little, relay=relay)
         self.client = FakeSocket(kernel, Side.CLIENT)
         self.backend = FakeSocket(kernel, Side.BACKEND)
         timeouts = SimpleNamespace(head=10.0, dial=5.0, idle=3600.0, overflow=300.0)

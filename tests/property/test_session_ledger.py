@@ -101,7 +101,8 @@ class Pair(RuleBasedStateMachine):
             assert self.on(Event.AWAITED) is Command.READ_ANSWER
             assert self.on(Event.ANSWER_SEEN) is Command.OPEN
         else:
-            assert self.on(Event.SENT) is Command.OPEN
+            assert self.on(Event.SENT) is Command.FIRST
+            assert self.on(Event.LASTS) is Command.OPEN
         # user space may have written more to the client than it had of the backend: a cookie
         answer = Direction(early_out, early_out + added)
         self.directions = (Direction(early_in, early_out), answer)

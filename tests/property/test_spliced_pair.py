@@ -17,6 +17,7 @@ from l7proxy.datapath.sockmap import BROKEN, URGENT, HalfSpliced
 from l7proxy.errors import Reason
 from l7proxy.model import Protocol, Side
 from l7proxy.session import Event, Flow
+from l7proxy.worker.first import FirstPair
 
 from .simulated_kernel import Direction, Kernel, Run
 
@@ -40,11 +41,15 @@ def start(
     reads: bool = True,
     protocol: Protocol = Protocol.TCP,
     relay: bool = False,
+    little: int = 0,
 ) -> tuple[Kernel, Run]:
     kernel = Kernel(Random(seed), (stream(1, up), stream(2, down)), room)
     kernel.reads = reads
-    run = Run(kernel, early, protocol=protocol, relay=relay)
+    run = Run(kernel, early, protocol=protocol, relay=relay, little=little)
     run.connection.on(Event.CONNECTED)
+    pair = run.connection.pair
+    if isinstance(pair, FirstPair) and kernel.rng.random() < 0.7:
+        pair._lasts()  # else the most of what is short would be over by then
     return kernel, run
 
 
@@ -129,7 +134,9 @@ def test_a_verdict_between_two_looks_at_the_counters(which: int) -> None:
     """What user space then writes must not overtake what was redirected and is not queued yet."""
     times = 0
     for seed in range(25):
-        kernel, run = start(seed, 3000, 0, room=300)
+        kernel, run = start(seed, 3000, 0, room=300, little=1)
+        kernel.eagerness = 0.0  # nothing ends before the splice
+        kernel._arrive(Side.CLIENT)
         struck = strike(kernel, run, which)
         run.to_the_end(LIMIT)
         times += len(struck)

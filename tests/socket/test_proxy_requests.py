@@ -186,8 +186,31 @@ def test_a_half_close_long_before_the_answer(proxy: Proxy, backend: Backend) -> 
     with connect(proxy.address("web")) as client:
         client.send(request())
         assert backend.heard() == "head"
-        # the backend may have the head before the pair is open, and a half-closed client is relayed
         until(lambda: proxy.stats()["pairs"]["active"] == 1, "the pair is open")
+        client.send(b"more").half_close()
+        assert backend.heard() == "end"
+        assert client.rest() == ANSWER
+        port = client.port
+    record = proxy.record(port)
+    # a pair is spliced once the backend has answered, and only if neither end has ended
+    assert (record["reason"], record["datapath"]) == ("done", "copy")
+
+
+def test_a_half_close_long_before_the_second_answer(proxy: Proxy, backend: Backend) -> None:
+    def script(peer: Peer) -> None:
+        peer.head()
+        peer.send(ANSWER)
+        assert peer.rest() == b"more"
+        backend.tell("end")
+        time.sleep(0.2)
+        peer.send(ANSWER)
+
+    backend.play(script)
+    with connect(proxy.address("web")) as client:
+        client.send(request())
+        assert client.read(len(ANSWER)) == ANSWER
+        way = "spliced" if proxy.datapath == "sockmap" else "relayed"
+        until(lambda: proxy.stats()["pairs"][way] == 1, "the pair is open")
         client.send(b"more").half_close()
         assert backend.heard() == "end"
         assert client.rest() == ANSWER

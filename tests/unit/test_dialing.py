@@ -36,6 +36,7 @@ def test_epoll_takes_no_more_descriptors() -> None:
     worker = SimpleNamespace(now=0.0, calendar=calendar, register=full, bury=full)
     connection: Any = SimpleNamespace(
         worker=worker,
+        sending=None,
         tick=-1,
         listener=SimpleNamespace(
             protocol=Protocol.HTTP, timeouts=Timeouts(), groups={"app": group}

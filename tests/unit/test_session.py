@@ -14,6 +14,7 @@ from l7proxy.errors import TransitionError
 from l7proxy.model import Side
 from l7proxy.session import (
     FLOWS,
+    OPEN_STATES,
     TABLE,
     Command,
     Event,
@@ -30,6 +31,9 @@ SPLICE = """
     >> connected
     << send
     >> sent
+    << first
+    == first
+    >> lasts
     << open
     == spliced
 """
@@ -37,14 +41,41 @@ RELAY = SPLICE + ">> refused\n << relay\n == relayed\n == client=user backend=us
 HEAD = ">> accepted\n << read head\n == head\n"
 DIAL = HEAD + ">> routed\n << dial\n == dial\n"
 SEND = DIAL + ">> connected\n << send\n == send\n"
+FIRST = SEND + ">> sent\n << first\n == first\n == client=user backend=user\n"
 ANSWER = SEND + ">> awaited\n << read answer\n == answer\n"
 REPLY = HEAD + ">> answered\n << reply\n == reply\n"
 LINGER = REPLY + ">> replied\n << linger\n == linger\n"
 
 TRANSCRIPTS = {
-    "a request, and its answer, through the kernel": SEND
+    "a request, and its answer, in passing": FIRST
     + """
-        >> sent
+        >> backend: fin
+        << backend: drain
+        >> backend: balanced
+        << backend: pass fin
+        == client=user backend=finished
+        >> client: fin
+        << client: drain
+        >> client: balanced
+        << client: pass fin
+        >> finished
+        << close
+        == closed
+    """,
+    "the first bytes find no room, or only one end is left: relayed to the end": FIRST
+    + """
+        >> client: fin
+        << client: drain
+        >> client: balanced
+        << client: pass fin
+        >> blocked
+        << relay
+        == relayed
+        == client=finished backend=user
+    """,
+    "what comes first, and the rest through the kernel": FIRST
+    + """
+        >> lasts
         << open
         == spliced
         == client=kernel backend=kernel
@@ -127,6 +158,12 @@ TRANSCRIPTS = {
     "no response, for too long": ANSWER + ">> timeout\n << reset\n == closed",
     "drained before the response": ANSWER + ">> abort\n << reset\n == closed",
     "aborted before anything happened": ">> abort\n << reset\n == closed",
+    "first: the client breaks": FIRST + ">> client error\n << reset\n == closed",
+    "first: the backend breaks": FIRST + ">> backend error\n << reset\n == closed",
+    "first: idle": FIRST + ">> timeout\n << reset\n == closed",
+    "first: the drain's deadline": FIRST + ">> abort\n << reset\n == closed",
+    "first: an end without an answer is answered": FIRST
+    + ">> backend silent\n << reply\n == reply\n >> replied\n << linger\n == linger",
     "spliced: the client breaks": SPLICE + ">> client error\n << reset\n == closed",
     "spliced: the backend breaks": SPLICE + ">> backend error\n << reset\n == closed",
     "spliced: idle or stalled": SPLICE + ">> timeout\n << reset\n == closed",
@@ -220,7 +257,7 @@ def test_any_other_event_of_a_direction_raises(state: State, flow: Flow, event: 
     assert session.flows == [flow, flow]
 
 
-@pytest.mark.parametrize("state", [s for s in State if s not in (State.SPLICED, State.RELAYED)])
+@pytest.mark.parametrize("state", [s for s in State if s not in OPEN_STATES])
 @pytest.mark.parametrize("event", FlowEvent)
 def test_directions_live_only_while_a_pair_is_open(state: State, event: FlowEvent) -> None:
     session = session_in(state)
