@@ -45,12 +45,13 @@ class Bench:
 
 @dataclass(frozen=True, slots=True)
 class Cost:
-    """What was used between the begin and the end of a load."""
+    """What was used between the begin and the end of a load; memory as it was at its end."""
 
     usage: meter.Usage
     own_cpu: float
     own_switches: int
     pss_kib: float
+    kernel: memory.Kernel
 
 
 class Sampler:
@@ -86,7 +87,7 @@ class Sampler:
             offered = knee * int(sample.load) / 100
         before = memory.kernel()
         [result], cost = self._loaded(sample, [self._load(workload.traffic[""], offered)])
-        self._kernel_memory(sample, before)
+        self._kernel_memory(sample, before, cost.kernel)
         self._figures(sample, workload, [result], cost)
         if offered:
             sample.figures["offered"] = offered
@@ -122,9 +123,9 @@ class Sampler:
         figures["pss_each_kib"] = (cost.pss_kib - pss) / held
         for key in ("sockets_kib", "slab_kib", "machine_kib"):
             figures[key] = recorder.peak(key)
-        now = recorder.series[len(recorder.series) // 2]
         for key in ("sockets", "slab", "machine"):
-            figures[f"{key}_each_kib"] = now[f"{key}_kib"] / held
+            grew = getattr(cost.kernel, key) - getattr(before, key)
+            figures[f"{key}_each_kib"] = grew / held
         sample.notes["before"] = {"pss_kib": pss, "slab_kib": before.slab}
         alive = sum(result.alive for result in results)
         if alive < held:
@@ -153,7 +154,7 @@ class Sampler:
         before = memory.kernel()
         orders = [self._load(traffic, traffic.rate) for traffic in workload.traffic.values()]
         results, cost = self._loaded(sample, orders)
-        self._kernel_memory(sample, before)
+        self._kernel_memory(sample, before, cost.kernel)
         self._figures(sample, workload, results, cost)
         sample.figures["offered"] = sum(traffic.rate for traffic in workload.traffic.values())
         for name, result in zip(workload.traffic, results, strict=True):
@@ -192,7 +193,8 @@ class Sampler:
             for client in clients:
                 client.end()
             after, own_after = meter.read(), running.own()
-            sample.notes["stats"] = dict(running.stats())  # while everything is connected
+            held = memory.kernel()  # while everything is connected
+            sample.notes["stats"] = dict(running.stats())
             results = [client.result() for client in clients]
             usage = meter.usage(
                 before,
@@ -207,6 +209,7 @@ class Sampler:
             max(own_after.cpu - own.cpu, 0.0),
             max(own_after.switches - own.switches, 0),
             own_after.pss_kib,
+            held,
         )
         self._judge(sample, orders, results, usage)
         return results, cost
@@ -297,8 +300,7 @@ class Sampler:
             sample.figures[f"{name}_us"] = getattr(result.us, name)
         sample.histogram = list(result.histogram)
 
-    def _kernel_memory(self, sample: Sample, before: memory.Kernel) -> None:
-        after = memory.kernel()
+    def _kernel_memory(self, sample: Sample, before: memory.Kernel, after: memory.Kernel) -> None:
         sample.figures["sockets_kib"] = after.sockets - before.sockets
         sample.figures["slab_kib"] = after.slab - before.slab
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from loadtest import contenders, meter, run, sampling, workloads
+from loadtest import contenders, memory, meter, run, sampling, workloads
 from loadtest.blast import Latency, Load, Result
 from loadtest.hosts import Addresses, LoadTestError, Order, Own
 from loadtest.results import Sample
@@ -274,6 +274,7 @@ RESULT = Result(
     busy=0.3,
     lag_us=20.0,
 )
+KERNEL = memory.Kernel(sockets=400.0, slab=3000.0, machine=90_000.0)
 OPEN_LOOP, CLOSED_LOOP = Load(("x:1",), rate=1000.0), Load(("x:1",))
 
 
@@ -308,7 +309,7 @@ def test_validity(
 def test_costs_are_per_unit_and_per_gigabyte(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(meter, "PROCESSORS", 2)
     sampler = sampling.Sampler(_bench(FakeHost()), FakeRunning())
-    cost = sampling.Cost(USAGE, own_cpu=3.0, own_switches=1000, pss_kib=2048.0)
+    cost = sampling.Cost(USAGE, own_cpu=3.0, own_switches=1000, pss_kib=2048.0, kernel=KERNEL)
     sample = Sample("download-64k", "direct", 1, "saturation")
     moved = replace(RESULT, bytes=2 * 10**9)
     sampler._figures(sample, workloads.BY_NAME["download-64k"], [moved], cost)
@@ -326,7 +327,7 @@ def test_costs_are_per_unit_and_per_gigabyte(monkeypatch: pytest.MonkeyPatch) ->
 
 def test_a_stream_is_told_in_gigabytes() -> None:
     sampler = sampling.Sampler(_bench(FakeHost()), FakeRunning())
-    cost = sampling.Cost(USAGE, own_cpu=3.0, own_switches=1000, pss_kib=2048.0)
+    cost = sampling.Cost(USAGE, own_cpu=3.0, own_switches=1000, pss_kib=2048.0, kernel=KERNEL)
     sample = Sample("stream", "direct", 1, "saturation")
     sampler._figures(
         sample, workloads.BY_NAME["stream"], [replace(RESULT, done=0, rate=0.0, bytes=10**10)], cost
@@ -338,7 +339,7 @@ def test_a_stream_is_told_in_gigabytes() -> None:
 def test_nothing_that_came_through_is_a_problem() -> None:
     sampler = sampling.Sampler(_bench(FakeHost()), FakeRunning())
     sample = Sample("stream", "direct", 1, "saturation")
-    cost = sampling.Cost(USAGE, 0.0, 0, 0.0)
+    cost = sampling.Cost(USAGE, 0.0, 0, 0.0, KERNEL)
     sampler._figures(sample, workloads.BY_NAME["stream"], [replace(RESULT, bytes=0)], cost)
     assert sample.problems == ["nothing came through"]
 
