@@ -150,8 +150,12 @@ def version(contender: Contender) -> str:
     if base is None or (contender.name == "nginx-stream" and nginx_modules() is None):
         return ""
     flag = {"haproxy": "-v", "nginx": "-v"}.get(contender.program, "--version")
-    line = first_line([*base, flag], cwd=ROOT)
-    found = re.search(r"\d+\.\d+(\.\d+)?(-[\w.+~]+)?", line)
+    return version_in(first_line([*base, flag], cwd=ROOT))
+
+
+def version_in(line: str) -> str:
+    """The number in what a program says of itself, which may begin with its path."""
+    found = re.search(r"\d+\.\d+(\.\d+)?(-[\w.+~]+)?", line.rpartition("version")[2])
     return found[0] if found else line
 
 

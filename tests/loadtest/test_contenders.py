@@ -107,6 +107,21 @@ def test_l7proxy_must_come_up_as_ordered(log: str, said: str | None, tmp_path: P
     assert found == said if not said else said in (found or "")
 
 
+@pytest.mark.parametrize(
+    ("line", "number"),
+    [
+        ("HAProxy version 2.6.12-1+deb12u4 2026/10/17 - https://haproxy.org/", "2.6.12-1+deb12u4"),
+        ("nginx version: nginx/1.22.1", "1.22.1"),
+        ("l7proxy 0.1.0", "0.1.0"),
+        ("lib/python3.11/envoy  version: 9e558093/1.40.0/Clean/RELEASE/BoringSSL", "1.40.0"),
+        ("something else", "something else"),
+        ("", ""),
+    ],
+)
+def test_versions(line: str, number: str) -> None:
+    assert contenders.version_in(line) == number
+
+
 def test_a_name_that_nobody_has() -> None:
     with pytest.raises(LoadTestError, match=r"no contender 'haproxy': direct, l7proxy-sockmap"):
         contenders.by_name("haproxy")
