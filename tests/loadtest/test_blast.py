@@ -61,7 +61,7 @@ def clean(result: Result) -> Result:
         (Load(to=(), kind="ws", connections=8, size=16384), 16384),
         (Load(to=(), kind="ws", connections=3, size=65535), 65535),
     ],
-    ids=lambda given: " ".join(blast.arguments(given)[2:6]) if isinstance(given, Load) else "",
+    ids=lambda given: " ".join(blast.arguments(given)[1:5]) if isinstance(given, Load) else "",
 )
 def test_closed_loop(program: Path, origin: Origin, load: Load, bytes_each: int) -> None:
     to = origin.echo if load.kind == "echo" else origin.http
