@@ -23,8 +23,9 @@ import time
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack, suppress
 from dataclasses import asdict
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
 from pathlib import Path
+from socketserver import ThreadingTCPServer
 from types import FrameType
 from typing import Any
 
@@ -172,9 +173,10 @@ class _Handler(BaseHTTPRequestHandler):
         """No line for each call."""
 
 
-class Server(ThreadingHTTPServer):
-    """An agent that listens. `address`: "HOST:PORT"."""
+class Server(ThreadingTCPServer):
+    """An agent that listens. (`HTTPServer` would ask the name service who it is: some seconds.)"""
 
+    allow_reuse_address = True
     daemon_threads = True
 
     def __init__(self, address: tuple[str, int], agent: Agent) -> None:

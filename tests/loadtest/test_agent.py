@@ -21,7 +21,10 @@ pytestmark = pytest.mark.net
 
 DOCKER = machine.ROOT / "docker"
 CONTENDER = "l7proxy-copy"  # needs no privilege, and is always installed
-HOSTS = {"origin-1": "127.0.0.2", "origin-2": "127.0.0.3", CONTENDER: "127.0.0.4"}
+# An agent's port is fixed, so each has an address, and each run of the tests has its own ones.
+_NET = f"127.{os.getpid() // 250 % 250 + 1}.{os.getpid() % 250 + 1}"
+HOSTS = {"origin-1": f"{_NET}.2", "origin-2": f"{_NET}.3", CONTENDER: f"{_NET}.4"}
+ALONE, NOBODY = f"{_NET}.5", f"{_NET}.6"
 
 
 @contextmanager
@@ -33,7 +36,10 @@ def _agent(host: str) -> Iterator[subprocess.Popen[bytes]]:
         yield process
     finally:
         process.terminate()
-        process.wait(20)
+        try:
+            process.wait(20)
+        finally:
+            process.kill()
 
 
 @pytest.fixture
@@ -45,8 +51,8 @@ def agents() -> Iterator[dict[str, subprocess.Popen[bytes]]]:
 
 @pytest.fixture
 def remote() -> Iterator[Remote]:
-    with _agent("127.0.0.5"):
-        remote = Remote("alone", "127.0.0.5")
+    with _agent(ALONE):
+        remote = Remote("alone", ALONE)
         remote.connect()
         yield remote
 
@@ -63,11 +69,11 @@ class TestHost:
         with containers.attended(), containers as host:
             assert len(host.origins.web) == 2
             assert "$" not in host.configuration(_order())
-            assert "127.0.0.3:9001" in host.configuration(_order())
+            assert f"{HOSTS['origin-2']}:9001" in host.configuration(_order())
             assert host.capacity(CONTENDER, 1) > 100
             with host.running(_order()) as running:
                 checks.check(running.addresses, host.origins)
-                assert running.addresses.web == (f"127.0.0.4:{contenders.WEB}",)
+                assert running.addresses.web == (f"{HOSTS[CONTENDER]}:{contenders.WEB}",)
                 before = running.own(memory=False)
                 load = Load(running.addresses.web, connections=4, warmup=0.1, seconds=0.5)
                 result = blast.measure(blast.build(), load)
@@ -164,16 +170,16 @@ class TestCalls:
 
     def test_no_agent(self) -> None:
         with pytest.raises(LoadTestError, match="gone: hello"):
-            Remote("gone", "127.0.0.6").connect(patience=0.1)
+            Remote("gone", NOBODY).connect(patience=0.1)
         with pytest.raises(NoContainer, match=r"no-such-container\.invalid"):
             Remote("gone", "no-such-container.invalid").connect(patience=0)
 
     def test_sigterm_ends_what_runs_too(self) -> None:
         blast.build()
-        with _agent("127.0.0.5") as process:
-            remote = Remote("origin-1", "127.0.0.5")
+        with _agent(ALONE) as process:
+            remote = Remote("origin-1", ALONE)
             remote.connect()
-            remote.call("origin", listen="127.0.0.5")
+            remote.call("origin", listen=ALONE)
             [origin] = remote.pids()
             process.terminate()
             assert process.wait(20) == 0
