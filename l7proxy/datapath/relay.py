@@ -9,6 +9,9 @@ Facts, and what follows:
   (`tcp_bpf` has no splice_read of its own): what the kernel took by half is copied.
 - A pipe holds bytes between the two calls, so an idle direction must not own one: descriptors are
   the scarce thing. Pipes come from a pool and go back as soon as they are empty.
+- Each write would end in a short segment of its own (the sockets are TCP_NODELAY), half of all
+  segments on loopback. So while much comes, a write says that more follows; once the source has
+  nothing more, what TCP holds back for that is pushed out (`push`).
 - Both channels are bounded: one buffer, or one pipe. What does not fit stays in the source socket,
   and TCP's own flow control holds the sender.
 - Sockets are watched edge-triggered, so a channel moves until one side says EAGAIN, or until its
@@ -27,11 +30,13 @@ from l7proxy.errors import L7ProxyError
 from l7proxy.model import Datapath
 
 BUFFER = 256 * 1024  # bytes moved by one recv or splice
+MUCH = 64 * 1024  # bytes; whoever reads that many at once tells the sink's TCP that more follows
 TURN = 4  # buffers that one direction may move before the others have their turn
 PIPE_POOL = 64  # empty pipes that are kept
 
 _DONTWAIT = socket.MSG_DONTWAIT
 _SPLICE_FLAGS = getattr(os, "SPLICE_F_MOVE", 1) | getattr(os, "SPLICE_F_NONBLOCK", 2)
+_SPLICE_MORE = _SPLICE_FLAGS | getattr(os, "SPLICE_F_MORE", 4)
 
 
 class Want(Enum):
@@ -64,10 +69,19 @@ class Channel(Protocol):
         """Give back what the channel holds. The sockets stay open."""
 
 
+def push(sink: socket.socket) -> None:
+    """Send what TCP holds back because more was announced. Raises SinkBroken."""
+    try:
+        # __tcp_sock_set_nodelay() pushes pending frames, set or not
+        sink.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    except OSError as error:
+        raise SinkBroken(str(error)) from error
+
+
 class CopyChannel:
     """recv into a shared buffer, send from it; what the sink did not take is kept."""
 
-    __slots__ = ("_buffer", "_held", "_sink", "_source", "taken", "written")
+    __slots__ = ("_announced", "_buffer", "_held", "_sink", "_source", "taken", "written")
 
     def __init__(self, source: socket.socket, sink: socket.socket, buffer: memoryview) -> None:
         """`buffer` is scratch space that all channels of a thread may share."""
@@ -75,6 +89,7 @@ class CopyChannel:
         self._sink = sink
         self._buffer = buffer
         self._held = b""  # taken, not yet written; at most one buffer
+        self._announced = False  # the sink's TCP may hold back bytes, for more to come
         self.taken = 0
         self.written = 0
 
@@ -91,21 +106,26 @@ class CopyChannel:
             try:
                 n = self._source.recv_into(self._buffer, 0, _DONTWAIT)
             except BlockingIOError:
+                if self._announced:
+                    self._announced = False
+                    push(self._sink)
                 return Want.READ
             except OSError as error:
                 raise SourceBroken(str(error)) from error
             if n == 0:
                 return Want.END
             self.taken += n
+            self._announced = n >= MUCH and self._sink.family != socket.AF_UNIX
             if not self._send(self._buffer[:n]):
                 return Want.WRITE
         return Want.TURN
 
     def _send(self, data: memoryview) -> bool:
         """Send all of `data`, or keep what is left. Whether nothing is left."""
+        flags = _DONTWAIT | socket.MSG_MORE if self._announced else _DONTWAIT
         while data:
             try:
-                n = self._sink.send(data, _DONTWAIT)
+                n = self._sink.send(data, flags)
             except BlockingIOError:
                 self._held = bytes(data)
                 return False
@@ -159,7 +179,7 @@ class Splice2Channel:
     Both sockets must be non-blocking: splice(2) to a socket looks at the file's O_NONBLOCK.
     """
 
-    __slots__ = ("_in_pipe", "_pipe", "_pool", "_sink", "_source", "taken", "written")
+    __slots__ = ("_announced", "_in_pipe", "_pipe", "_pool", "_sink", "_source", "taken", "written")
 
     def __init__(self, source: socket.socket, sink: socket.socket, pool: PipePool) -> None:
         self._source = source
@@ -167,6 +187,7 @@ class Splice2Channel:
         self._pool = pool
         self._pipe: tuple[int, int] | None = None
         self._in_pipe = 0
+        self._announced = False  # the sink's TCP may hold back bytes, for more to come
         self.taken = 0
         self.written = 0
 
@@ -188,6 +209,9 @@ class Splice2Channel:
             try:
                 n = os.splice(self._source.fileno(), self._pipe[1], BUFFER, flags=_SPLICE_FLAGS)
             except BlockingIOError:
+                if self._announced:
+                    self._announced = False
+                    push(self._sink)
                 return Want.READ
             except OSError as error:
                 raise SourceBroken(str(error)) from error
@@ -197,6 +221,7 @@ class Splice2Channel:
                 return Want.END
             self.taken += n
             self._in_pipe = n
+            self._announced = n >= MUCH and self._sink.family != socket.AF_UNIX
             if not self._drain_pipe():
                 return Want.WRITE
         return Want.TURN
@@ -217,11 +242,10 @@ class Splice2Channel:
     def _drain_pipe(self) -> bool:
         """Write what the pipe holds. Whether it is empty now."""
         assert self._pipe is not None
+        flags = _SPLICE_MORE if self._announced else _SPLICE_FLAGS
         while self._in_pipe:
             try:
-                n = os.splice(
-                    self._pipe[0], self._sink.fileno(), self._in_pipe, flags=_SPLICE_FLAGS
-                )
+                n = os.splice(self._pipe[0], self._sink.fileno(), self._in_pipe, flags=flags)
             except BlockingIOError:
                 return False
             except OSError as error:

@@ -24,7 +24,6 @@ from typing import Protocol
 from l7proxy.datapath.relay import Relays
 from l7proxy.errors import Reason
 from l7proxy.model import Backend
-from l7proxy.net import buffers
 from l7proxy.net.process import STOP
 from l7proxy.session import State
 from l7proxy.telemetry.counters import Counter
@@ -69,7 +68,6 @@ class Worker:
         self.calendar = Calendar()
         self.relays = Relays(setup.datapath)
         self.scratch = memoryview(bytearray(SCRATCH))
-        self.receive_ceiling = buffers.receive_ceiling()
         self.first_scratch = self.scratch[:FIRST_READ]
         self.little_scratch = self.scratch[:LITTLE]
         self.spliced: dict[int, SplicedPair] = {}  # by pair: index >> 1

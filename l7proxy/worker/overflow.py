@@ -1,229 +1,130 @@
-"""A receiver is slower than its sender: user space takes one direction over for a while.
+"""What the kernel passed of one direction: taken from the source, written to the sink.
 
-The verdict redirects only while the receiver's send queue has room. When it has none the kernel
-passes what comes, and nothing more is redirected until user space has written all of it. A fast
-sender refills its socket as quickly as user space empties it, and the direction would stay in user
-space for ever. So the way back into the kernel is made in this order:
-
-1. *Wait until the send queue has drained* to a fourth: the kernel needs room to go on with. The
-   source fills up meanwhile, its window shuts, and the sender waits.
-2. *Peek* at all that was passed and write it. Nothing is consumed, so the window stays shut.
-3. *Publish* `relayed`: the kernel is armed.
-4. *Consume*. Only now the sender learns that it may send (`tcp_cleanup_rbuf`), and all that it
-   sends from then on is redirected.
-
-What is copied in a round is what fits into the source's receive buffer; what the kernel moves is
-three fourths of the sink's send buffer, and more while that drains. Two facts decide how large
-the receive buffer is to be:
+Bytes are passed where a pair goes into the kernel (what came in that moment), and where the sink's
+send queue is full: the receiver is slower than its sender. In the first case all of them are
+written at once and the kernel goes on. In the second user space keeps the direction *until it is
+calm*, that is, until a few turns in a row have moved little. Two facts about the kernel say why:
 
 - While user space is inside a system call on the source, segments wait in its backlog, and
-  `__release_sock` counts all of them against the receive buffer until it is through. On one
-  machine the sender answers the acknowledgements of that very loop, and the loop ends with the
-  window shut. The verdict has taken every byte, so nobody reads, and nobody tells the sender: it
-  is silent until its probe, 200 ms later. => With the kernel armed, the receive buffer is larger
-  than the sink's send buffer, so that the sink is full, and the kernel passes, before that.
-- A sender fills the receive buffer that it is offered. => While user space has the direction, the
-  buffer is no larger than what is in it, and what the window allows to be on its way.
+  `__release_sock` counts all of them against the receive buffer until it is through. The sender
+  answers the acknowledgements of that very loop, and the loop can end with the window shut. If the
+  kernel has the direction by then, the verdict has taken every byte, nobody reads, and nobody tells
+  the sender: it is silent until its probe, 200 ms later. A bulk stream that is handed back to the
+  kernel while it flows can crawl like that (0.08 GB/s between containers). While user space has the
+  direction it reads what comes, and reading tells the sender (`tcp_cleanup_rbuf`).
+- A fast sender refills its socket as quickly as user space empties it. There is no moment in which
+  a direction that is handed back would not be passed again at once.
 """
 
 from __future__ import annotations
 
-import select
 import socket
-from enum import Enum
 from typing import TYPE_CHECKING
 
-from l7proxy.datapath.relay import SinkBroken, SourceBroken
-from l7proxy.datapath.sockmap import Splicer
+from l7proxy.datapath.relay import MUCH, SinkBroken, SourceBroken, push
 from l7proxy.ledger import Ledger
 from l7proxy.model import Side
-from l7proxy.net import buffers
-from l7proxy.net.tcpinfo import tcp_info
 from l7proxy.worker.relayed import RELAYED
 
 if TYPE_CHECKING:
     from l7proxy.worker.connection import Connection
 
-LOW = 4  # a send queue is low when a fourth of its limit is used
-WINDOW = 8  # an eighth of the sink's send buffer is the window of a source that is too fast,
-WINDOW_LEAST = 128 * 1024  # bytes; but at least this
-AHEAD_MOST = 512 * 1024  # bytes written and not consumed, when the sink has no more room
-NEAR = 5000  # microseconds of round trip; a farther sender needs the buffer that TCP finds for it
-PATIENCE = 6  # looks at a queue that is draining, before its room is used as it is
+BULK = 64 * 1024  # bytes; an overflow that has moved more is over only when it is calm
+SMALL = 16 * 1024  # bytes; a turn that moves less, and finds room for it, is a calm one
+CALM = 8  # calm turns in a row
 
-_PEEK = socket.MSG_PEEK | socket.MSG_DONTWAIT
 _DONTWAIT = socket.MSG_DONTWAIT
-_ROOM = select.EPOLLRDHUP | select.EPOLLOUT | select.EPOLLET
-
-
-class Pace(Enum):
-    """How to go on after a step."""
-
-    AT_ONCE = "at once"
-    SOON = "soon"  # bytes are on their way, or a queue is draining: a timer looks again
-    TURN = "turn"  # there is more, but others have their turn first
-    ROOM = "room"  # when epoll says that the sink has room
 
 
 class Overflow:
-    """The takeover of the direction from `side`; made at the first pass, used again at the next."""
+    """The passed bytes of the direction from `side`, while user space has them."""
 
     __slots__ = (
-        "_ahead",
+        "_announced",
+        "_began",
+        "_calm",
         "_connection",
         "_held",
-        "_index",
         "_ledger",
-        "_looks",
-        "_near",
         "_side",
-        "_splicer",
-        "_window",
-        "sink",
-        "source",
+        "_sink",
+        "_source",
     )
 
-    def __init__(
-        self, connection: Connection, side: Side, splicer: Splicer, index: int, ledger: Ledger
-    ) -> None:
-        """`index` is the SOCKMAP index that the direction's bytes arrive on."""
-        self.source = connection.end(side)
-        self.sink = connection.end(side.other)
+    def __init__(self, connection: Connection, side: Side, ledger: Ledger) -> None:
         self._connection = connection
         self._side = side
-        self._splicer = splicer
-        self._index = index
+        self._source = connection.end(side)
+        self._sink = connection.end(side.other)
         self._ledger = ledger
-        self._near: bool | None = None  # whether the source's receive buffer is ours to size
-        self._held = False  # the source's receive buffer is smaller than an armed kernel needs
-        self._window = 0  # what the source's sender may have under way, once that is limited
-        self._ahead = 0  # bytes that are written, and still in the source socket
-        self._looks = 0  # at a full queue, in this takeover
+        self._held = b""  # taken and not written; at most one buffer
+        self._began = 0  # of the passed bytes, when this overflow began
+        self._calm = 0  # turns
+        self._announced = False  # the sink's TCP may hold back bytes, for more to come
 
     def begin(self) -> None:
-        """Bytes were passed: if the sink is full, let the source fill up, but grow no more."""
-        _, _, sink_limit, queued = buffers.memory(self.sink)
-        if queued * LOW > sink_limit:
-            self._hold_source(sink_limit)
+        """The kernel has passed bytes, for the first time since it had the direction."""
+        self._began = self._ledger.written
+        self._calm = 0
 
-    def _hold_source(self, sink_limit: int) -> None:
-        if self._held:
-            return
-        if self._near is None:
-            ours = _armed_limit(sink_limit) <= self._connection.worker.receive_ceiling
-            self._near = ours and tcp_info(self.source).min_rtt < NEAR
-        if self._near:
-            received, limit, _, _ = buffers.memory(self.source)
-            if self._window:
-                limit = min(limit, received + 2 * self._window)
-            buffers.limit_receive(self.source, limit)
-            self._held = True
+    @property
+    def taken(self) -> int:
+        """How many of the passed bytes have left the source socket."""
+        return self._ledger.written + len(self._held)
 
-    def step(self) -> Pace:
-        """Do the next thing. Raises SourceBroken and SinkBroken.
+    @property
+    def is_bulk(self) -> bool:
+        """Whether the direction stays in user space when everything is written."""
+        return self.taken - self._began > BULK and self._calm < CALM
 
-        Called only while bytes are passed and not written, and every redirected byte is in the
-        sink's write queue.
+    def take(self) -> bool:
+        """Read and write one buffer of what was passed. False: nothing of it can be read now.
+
+        To be called when nothing is held and, as `write`, only when every redirected byte is in the
+        sink's write queue. recv(2) says EOF, too, while passed bytes still wait to be queued
+        (`tcp_bpf_recvmsg` falls through to TCP, which has the FIN): only the ledger knows when a
+        direction is complete. Raises SourceBroken and SinkBroken.
         """
-        _, _, limit, queued = buffers.memory(self.sink)
-        if queued * LOW > limit:
-            if not self._looks:
-                self._looks = 1
-                return self._await_room()
-            if self._looks < PATIENCE:
-                self._looks += 1
-                return Pace.SOON
-        return self._relay(limit)
-
-    def _await_room(self) -> Pace:
-        """The sink's queue is full: come back when epoll says that there is room.
-
-        Asking epoll anew makes the kernel look now, and remember that somebody waits (`tcp_poll`
-        sets SOCK_NOSPACE). It says so at two thirds of the limit.
-        """
-        self._connection.watch(self.sink, _ROOM, anew=True)
-        return Pace.ROOM
-
-    def _relay(self, sink_limit: int) -> Pace:
-        """Peek and write; when the kernel is armed, or nothing else helps, consume."""
-        scratch, ledger = self._connection.worker.scratch, self._ledger
-        wanted = min(self._ahead + ledger.passed - ledger.written, len(scratch))
-        peeked = self._peek(scratch[:wanted])
-        if peeked > self._ahead:
-            self._write(scratch[self._ahead : peeked])
-        if self._ahead < peeked:
-            self._hold_source(sink_limit)
-            if self._ahead >= AHEAD_MOST:
-                self._make_way()
-            return self._await_room()
-        if ledger.written < ledger.passed:
-            if peeked == len(scratch):
-                self._make_way()
-                return Pace.TURN
-            return Pace.AT_ONCE if peeked == wanted else Pace.SOON
-        self._splicer.set_relayed(self._index, ledger.written)
-        tcp_info(self.source)  # takes the lock: what the verdict passed before is visible now
-        if self._splicer.passed(self._index) == ledger.written:
-            self._free_source(sink_limit)
-            self._consume()
-        return Pace.AT_ONCE
-
-    def _peek(self, into: memoryview) -> int:
-        """How many bytes are readable, as far as `into` reaches; they are in it.
-
-        recv(2) says EOF, too, while passed bytes still wait to be queued (`tcp_bpf_recvmsg` falls
-        through to TCP, which has the FIN): only the ledger knows when a direction is complete.
-        """
+        scratch = self._connection.worker.scratch
+        wanted = min(self._ledger.passed - self.taken, len(scratch))
         try:
-            return self.source.recv_into(into, 0, _PEEK)
+            n = self._source.recv_into(scratch, wanted, _DONTWAIT)
         except BlockingIOError:
-            return 0
+            return False
         except OSError as error:
             raise SourceBroken(str(error)) from error
+        if not n:
+            return False
+        self._announced = n >= MUCH
+        rest = self._write(scratch[:n])
+        self._held = bytes(scratch[n - rest : n])
+        self._calm = self._calm + 1 if n < SMALL and not rest else 0
+        return True
 
-    def _write(self, data: memoryview) -> None:
-        try:
-            n = self.sink.send(data, _DONTWAIT)
-        except BlockingIOError:
-            return
-        except OSError as error:
-            raise SinkBroken(str(error)) from error
-        self._ahead += n
-        self._ledger.written += n
-        self._connection.worker.view[RELAYED[self._side]] += n
-
-    def _make_way(self) -> None:
-        """Consume what is written, and make the buffer as much smaller: the window stays shut."""
+    def write(self) -> bool:
+        """Write what is held. Whether nothing is left of it. Raises SinkBroken."""
         if self._held:
-            _, limit, _, _ = buffers.memory(self.source)
-            buffers.limit_receive(self.source, limit - self._ahead)
-        self._consume()
+            rest = self._write(memoryview(self._held))
+            self._held = self._held[len(self._held) - rest :]
+        return not self._held
 
-    def _free_source(self, sink_limit: int) -> None:
-        """Make the source's buffer fit the sink's, now that nothing is on its way to it."""
-        if self._held:
-            self._held = False
-            self._window = max(sink_limit // WINDOW, WINDOW_LEAST)
-            buffers.limit_receive(self.source, _armed_limit(sink_limit))
-            buffers.limit_window(self.source, self._window)
+    def push(self) -> None:
+        """Nothing more is there to be written: send what TCP holds back. Raises SinkBroken."""
+        if self._announced:
+            self._announced = False
+            push(self._sink)
 
-    def _consume(self) -> None:
-        """Take the bytes out of the source that were peeked and written."""
-        size, self._ahead = self._ahead, 0
-        while size:
+    def _write(self, data: memoryview) -> int:
+        """How many bytes at the end of `data` the sink had no room for."""
+        left, flags = data, _DONTWAIT | socket.MSG_MORE if self._announced else _DONTWAIT
+        while left:
             try:
-                n = self.source.recv_into(self._connection.worker.scratch, size, _DONTWAIT)
+                n = self._sink.send(left, flags)
+            except BlockingIOError:
+                break
             except OSError as error:
-                raise SourceBroken(str(error)) from error
-            if n == 0:
-                raise SourceBroken("bytes that were there are gone")
-            size -= n
-
-    def end(self) -> None:
-        """The direction is armed again."""
-        self._looks = 0
-
-
-def _armed_limit(sink_limit: int) -> int:
-    """The source's receive buffer while the kernel is armed: larger than the sink's send buffer."""
-    return sink_limit + sink_limit // 4
+                raise SinkBroken(str(error)) from error
+            left = left[n:]
+            self._ledger.written += n
+            self._connection.worker.view[RELAYED[self._side]] += n
+        return len(left)

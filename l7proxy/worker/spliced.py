@@ -15,6 +15,7 @@ Some facts about epoll and the SOCKMAP, and what follows:
 from __future__ import annotations
 
 import select
+from enum import Enum
 from typing import TYPE_CHECKING
 
 from l7proxy.datapath.relay import SinkBroken, SourceBroken
@@ -24,7 +25,7 @@ from l7proxy.ledger import Ledger, Step
 from l7proxy.model import Datapath, Side
 from l7proxy.net.tcpinfo import tcp_info
 from l7proxy.session import Flow, FlowCommand, FlowEvent
-from l7proxy.worker.overflow import Overflow, Pace
+from l7proxy.worker.overflow import Overflow
 
 if TYPE_CHECKING:
     from l7proxy.worker.connection import Connection
@@ -33,7 +34,20 @@ RETRY_FIRST = 0.0009  # seconds until bytes on their way inside the kernel are l
 RETRY_AT_ONCE = 8  # looks without a pause, before that: a kworker is quick, a timer is not
 RETRY_LAST = 0.05
 
+TURN = 4  # buffers that an overflow may move before others have their turn
+
 _WATCH = select.EPOLLRDHUP | select.EPOLLET
+_MOVE = _WATCH | select.EPOLLIN | select.EPOLLOUT  # while user space has a direction for longer
+
+
+class Pace(Enum):
+    """How to go on after a step."""
+
+    AT_ONCE = "at once"
+    SOON = "soon"  # bytes are on their way inside the kernel: a timer looks again
+    TURN = "turn"  # there is more, but others have their turn first
+    MORE = "more"  # when epoll says that more has come
+    ROOM = "room"  # when epoll says that the sink has room
 
 
 class SplicedPair:
@@ -100,6 +114,8 @@ class SplicedPair:
             and connection.session.flows[side] is not Flow.FINISHED
         ):
             connection.flow(side, FlowEvent.FIN)
+        if mask & select.EPOLLIN and connection.session.is_open and self._stuck[side] is None:
+            self._follow(side)
         if mask & select.EPOLLOUT and connection.session.is_open:
             toward = side.other  # the direction that writes to this socket
             if self._stuck[toward] is not None:
@@ -122,7 +138,7 @@ class SplicedPair:
         """Do what the direction needs until it flows, finishes, or has to wait."""
         connection = self.connection
         source, sink = connection.end(side), connection.end(side.other)
-        pace = Pace.AT_ONCE
+        pace, turns = Pace.AT_ONCE, 0
         while pace is Pace.AT_ONCE:
             fin = connection.session.flows[side] is Flow.DRAINING
             if not fin and connection.session.flows[side] is not Flow.OVERFLOW:
@@ -134,15 +150,20 @@ class SplicedPair:
             ledger = self._read_ledger(side)
             queued = tcp_info(sink).queued
             step = ledger.step(fin=fin, received=received, queued=queued)
-            if step is Step.FLOW:
+            if step is Step.WAIT:
+                pace = Pace.SOON
+            elif step is Step.RELAY or self._splicer.relayed(self.index + side) != ledger.written:
+                turns += 1
+                pace = self._relay(side, ledger) if turns <= TURN else Pace.TURN
+            elif step is Step.FLOW:
                 self._settled(side)
                 connection.flow(side, FlowEvent.CAUGHT_UP)
+                self._rest()
                 return
-            if step is Step.FINISH:
+            else:
                 self._settled(side)
                 connection.flow(side, FlowEvent.BALANCED)
                 return
-            pace = Pace.SOON if step is Step.WAIT else self._relay(side, ledger)
         if not connection.session.is_open:
             return
         if pace is Pace.SOON:
@@ -171,7 +192,7 @@ class SplicedPair:
         overflow = self._overflow(side)
         written = ledger.written
         try:
-            pace = overflow.step()
+            pace = self._move(side, ledger, overflow)
         except SourceBroken:
             connection.broken(side)
             return Pace.ROOM
@@ -188,12 +209,40 @@ class SplicedPair:
             connection.expect_progress()
         return pace
 
+    def _move(self, side: Side, ledger: Ledger, overflow: Overflow) -> Pace:
+        if not overflow.write():
+            return self._await_room(side)
+        if overflow.taken != ledger.passed:
+            return Pace.AT_ONCE if overflow.take() else Pace.SOON
+        overflow.push()
+        overflows = self.connection.session.flows[side] is Flow.OVERFLOW
+        if overflows and overflow.is_bulk:
+            self.connection.watch(self.connection.end(side), _MOVE)
+            # what was passed before that is found now, and what comes after it is told
+            return Pace.MORE if self._read_ledger(side).caught_up else Pace.AT_ONCE
+        self._splicer.set_relayed(self.index + side, ledger.written)
+        return Pace.AT_ONCE
+
+    def _rest(self) -> None:
+        """Watch both sockets for their ends only, unless user space still has a direction."""
+        if self.connection.session.flows == [Flow.KERNEL, Flow.KERNEL]:
+            for side in Side:
+                self.connection.watch(self.connection.end(side), _WATCH)
+
+    def _await_room(self, side: Side) -> Pace:
+        """The sink's queue is full: come back when epoll says that there is room.
+
+        Asking epoll anew makes the kernel look now, and remember that somebody waits (`tcp_poll`
+        sets SOCK_NOSPACE). It says so at two thirds of the limit.
+        """
+        self.connection.watch(self.connection.end(side.other), _MOVE, anew=True)
+        return Pace.ROOM
+
     def _overflow(self, side: Side) -> Overflow:
         overflow = self._overflows[side]
         if overflow is None:
-            overflow = self._overflows[side] = Overflow(
-                self.connection, side, self._splicer, self.index + side, self._ledgers[side]
-            )
+            overflow = Overflow(self.connection, side, self._ledgers[side])
+            self._overflows[side] = overflow
         return overflow
 
     def _settled(self, side: Side) -> None:
@@ -202,9 +251,6 @@ class SplicedPair:
         assert self._splicer.relayed(self.index + side) == self._ledgers[side].written
         self._delay = RETRY_FIRST
         self._looks = 0
-        overflow = self._overflows[side]
-        if overflow is not None:
-            overflow.end()
 
     def idle_since(self, now: float) -> float:
         """See `OpenPair.idle_since`. TCP knows when data moved last; l7proxy does not see it."""

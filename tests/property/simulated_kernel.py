@@ -28,7 +28,6 @@ from l7proxy.datapath.relay import Relays
 from l7proxy.datapath.sockmap import HalfSpliced
 from l7proxy.errors import Reason
 from l7proxy.model import Datapath, Protocol, Side
-from l7proxy.net.buffers import SO_MEMINFO
 from l7proxy.session import State
 from l7proxy.telemetry.counters import Counter
 from l7proxy.worker.connection import Connection
@@ -327,14 +326,6 @@ class FakeSocket:
     def getsockopt(self, _level: int, option: int, _size: int) -> bytes:
         assert not self.closed
         self.kernel.happen()
-        if option == SO_MEMINFO:
-            return struct.pack(
-                "=II4xI4xI",
-                len(self.source.readable) + len(self.source.pending),
-                self.source.window,
-                self.sink.room,
-                len(self.sink.unsent),
-            )
         assert option == socket.TCP_INFO
         self.kernel.lock(self.side)
         info = bytearray(216)
@@ -346,9 +337,7 @@ class FakeSocket:
 
     def setsockopt(self, _level: int, option: int, value: Any) -> None:
         self.kernel.happen()
-        if option == socket.SO_RCVBUF:
-            self.source.window = max(1, min(value, 1024))
-        elif option == socket.SO_LINGER:
+        if option == socket.SO_LINGER:
             self.linger = struct.unpack("ii", value)[0] == 1
 
     def shutdown(self, how: int) -> None:
@@ -448,7 +437,6 @@ class FakeWorker:
         self.relays._buffer = self.scratch[: scratch // 4]
         self.spliced: dict[int, Any] = {}
         self.splicer = None if relay else FakeSplicer(kernel)
-        self.receive_ceiling = 1 << 20
         self.graves: list[FakeSocket] = []
         self.free: list[int] = []
         self.soon: set[Connection] = set()
