@@ -225,7 +225,7 @@ class SplicedPair:
 
     def _rest(self) -> None:
         """Watch both sockets for their ends only, unless user space still has a direction."""
-        if self.connection.session.flows == [Flow.KERNEL, Flow.KERNEL]:
+        if all(flow in (Flow.KERNEL, Flow.FINISHED) for flow in self.connection.session.flows):
             for side in Side:
                 self.connection.watch(self.connection.end(side), _WATCH)
 
