@@ -24,6 +24,7 @@ from typing import TYPE_CHECKING
 from l7proxy.datapath.relay import MUCH, SinkBroken, SourceBroken, push
 from l7proxy.ledger import Ledger
 from l7proxy.model import Side
+from l7proxy.net import buffers
 from l7proxy.worker.relayed import RELAYED
 
 if TYPE_CHECKING:
@@ -44,6 +45,7 @@ class Overflow:
         "_began",
         "_calm",
         "_connection",
+        "_frozen",
         "_held",
         "_ledger",
         "_side",
@@ -60,6 +62,7 @@ class Overflow:
         self._held = b""  # taken and not written; at most one buffer
         self._began = 0  # of the passed bytes, when this overflow began
         self._calm = 0  # turns
+        self._frozen = False  # the source's receive buffer grows no more
         self._announced = False  # the sink's TCP may hold back bytes, for more to come
 
     def begin(self) -> None:
@@ -107,6 +110,18 @@ class Overflow:
             rest = self._write(memoryview(self._held))
             self._held = self._held[len(self._held) - rest :]
         return not self._held
+
+    def freeze(self) -> None:
+        """The sink has no room: what the source may hold for it grows no more. Raises SourceBroken.
+
+        The kernel has made the receive buffer as large as the verdict was fast.
+        """
+        if not self._frozen:
+            self._frozen = True
+            try:
+                buffers.freeze_receive(self._source)
+            except OSError as error:
+                raise SourceBroken(str(error)) from error
 
     def push(self) -> None:
         """Nothing more is there to be written: send what TCP holds back. Raises SinkBroken."""

@@ -211,6 +211,7 @@ class SplicedPair:
 
     def _move(self, side: Side, ledger: Ledger, overflow: Overflow) -> Pace:
         if not overflow.write():
+            overflow.freeze()
             return self._await_room(side)
         if overflow.taken != ledger.passed:
             return Pace.AT_ONCE if overflow.take() else Pace.SOON

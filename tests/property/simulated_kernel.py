@@ -323,9 +323,11 @@ class FakeSocket:
         d.queued += n
         return n
 
-    def getsockopt(self, _level: int, option: int, _size: int) -> bytes:
+    def getsockopt(self, _level: int, option: int, _size: int = 0) -> Any:
         assert not self.closed
         self.kernel.happen()
+        if option == socket.SO_RCVBUF:
+            return 1 << 17
         assert option == socket.TCP_INFO
         self.kernel.lock(self.side)
         info = bytearray(216)
