@@ -11,7 +11,7 @@ Facts, and what follows:
   the scarce thing. Pipes come from a pool and go back as soon as they are empty.
 - Each write would end in a short segment of its own (the sockets are TCP_NODELAY), half of all
   segments on loopback. So while much comes, a write says that more follows; once the source has
-  nothing more, what TCP holds back for that is pushed out (`push`).
+  nothing more, what TCP holds back for that is pushed out (`Announcement`).
 - Both channels are bounded: one buffer, or one pipe. What does not fit stays in the source socket,
   and TCP's own flow control holds the sender.
 - Sockets are watched edge-triggered, so a channel moves until one side says EAGAIN, or until its
@@ -69,13 +69,28 @@ class Channel(Protocol):
         """Give back what the channel holds. The sockets stay open."""
 
 
-def push(sink: socket.socket) -> None:
-    """Send what TCP holds back because more was announced. Raises SinkBroken."""
-    try:
-        # __tcp_sock_set_nodelay() pushes pending frames, set or not
-        sink.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-    except OSError as error:
-        raise SinkBroken(str(error)) from error
+class Announcement:
+    """Whether the sink's TCP was told that more follows, so that it may hold bytes back for it."""
+
+    __slots__ = ("_sink", "made")
+
+    def __init__(self, sink: socket.socket) -> None:
+        self._sink = sink
+        self.made = False
+
+    def note(self, count: int) -> None:
+        """So many bytes were read at once for the sink: after much, more is likely."""
+        self.made = count >= MUCH and self._sink.family != socket.AF_UNIX
+
+    def push(self) -> None:
+        """Nothing more is there: send what is held back. Raises SinkBroken."""
+        if self.made:
+            self.made = False
+            try:
+                # __tcp_sock_set_nodelay() pushes pending frames, set or not
+                self._sink.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            except OSError as error:
+                raise SinkBroken(str(error)) from error
 
 
 class CopyChannel:
@@ -89,7 +104,7 @@ class CopyChannel:
         self._sink = sink
         self._buffer = buffer
         self._held = b""  # taken, not yet written; at most one buffer
-        self._announced = False  # the sink's TCP may hold back bytes, for more to come
+        self._announced = Announcement(sink)
         self.taken = 0
         self.written = 0
 
@@ -106,23 +121,21 @@ class CopyChannel:
             try:
                 n = self._source.recv_into(self._buffer, 0, _DONTWAIT)
             except BlockingIOError:
-                if self._announced:
-                    self._announced = False
-                    push(self._sink)
+                self._announced.push()
                 return Want.READ
             except OSError as error:
                 raise SourceBroken(str(error)) from error
             if n == 0:
                 return Want.END
             self.taken += n
-            self._announced = n >= MUCH and self._sink.family != socket.AF_UNIX
+            self._announced.note(n)
             if not self._send(self._buffer[:n]):
                 return Want.WRITE
         return Want.TURN
 
     def _send(self, data: memoryview) -> bool:
         """Send all of `data`, or keep what is left. Whether nothing is left."""
-        flags = _DONTWAIT | socket.MSG_MORE if self._announced else _DONTWAIT
+        flags = _DONTWAIT | socket.MSG_MORE if self._announced.made else _DONTWAIT
         while data:
             try:
                 n = self._sink.send(data, flags)
@@ -187,7 +200,7 @@ class Splice2Channel:
         self._pool = pool
         self._pipe: tuple[int, int] | None = None
         self._in_pipe = 0
-        self._announced = False  # the sink's TCP may hold back bytes, for more to come
+        self._announced = Announcement(sink)
         self.taken = 0
         self.written = 0
 
@@ -209,9 +222,7 @@ class Splice2Channel:
             try:
                 n = os.splice(self._source.fileno(), self._pipe[1], BUFFER, flags=_SPLICE_FLAGS)
             except BlockingIOError:
-                if self._announced:
-                    self._announced = False
-                    push(self._sink)
+                self._announced.push()
                 return Want.READ
             except OSError as error:
                 raise SourceBroken(str(error)) from error
@@ -221,7 +232,7 @@ class Splice2Channel:
                 return Want.END
             self.taken += n
             self._in_pipe = n
-            self._announced = n >= MUCH and self._sink.family != socket.AF_UNIX
+            self._announced.note(n)
             if not self._drain_pipe():
                 return Want.WRITE
         return Want.TURN
@@ -242,7 +253,7 @@ class Splice2Channel:
     def _drain_pipe(self) -> bool:
         """Write what the pipe holds. Whether it is empty now."""
         assert self._pipe is not None
-        flags = _SPLICE_MORE if self._announced else _SPLICE_FLAGS
+        flags = _SPLICE_MORE if self._announced.made else _SPLICE_FLAGS
         while self._in_pipe:
             try:
                 n = os.splice(self._pipe[0], self._sink.fileno(), self._in_pipe, flags=flags)

@@ -21,7 +21,7 @@ from __future__ import annotations
 import socket
 from typing import TYPE_CHECKING
 
-from l7proxy.datapath.relay import MUCH, SinkBroken, SourceBroken, push
+from l7proxy.datapath.relay import Announcement, SinkBroken, SourceBroken
 from l7proxy.ledger import Ledger
 from l7proxy.model import Side
 from l7proxy.net import buffers
@@ -63,7 +63,7 @@ class Overflow:
         self._began = 0  # of the passed bytes, when this overflow began
         self._calm = 0  # turns
         self._frozen = False  # the source's receive buffer grows no more
-        self._announced = False  # the sink's TCP may hold back bytes, for more to come
+        self._announced = Announcement(self._sink)
 
     def begin(self) -> None:
         """The kernel has passed bytes, for the first time since it had the direction."""
@@ -98,7 +98,7 @@ class Overflow:
             raise SourceBroken(str(error)) from error
         if not n:
             return False
-        self._announced = n >= MUCH
+        self._announced.note(n)
         rest = self._write(scratch[:n])
         self._held = bytes(scratch[n - rest : n])
         self._calm = self._calm + 1 if n < SMALL and not rest else 0
@@ -125,13 +125,11 @@ class Overflow:
 
     def push(self) -> None:
         """Nothing more is there to be written: send what TCP holds back. Raises SinkBroken."""
-        if self._announced:
-            self._announced = False
-            push(self._sink)
+        self._announced.push()
 
     def _write(self, data: memoryview) -> int:
         """How many bytes at the end of `data` the sink had no room for."""
-        left, flags = data, _DONTWAIT | socket.MSG_MORE if self._announced else _DONTWAIT
+        left, flags = data, _DONTWAIT | socket.MSG_MORE if self._announced.made else _DONTWAIT
         while left:
             try:
                 n = self._sink.send(left, flags)
