@@ -19,7 +19,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from l7proxy import __version__, loading, prober, worker
-from l7proxy.admin import Admin
+from l7proxy.admin import Admin, Guard, Router
 from l7proxy.config.fingerprint import Fingerprint, fingerprint
 from l7proxy.datapath.sockmap import Splicer, load_splicers
 from l7proxy.doctor import prove_sockmap
@@ -28,6 +28,7 @@ from l7proxy.model import Datapath, Listener
 from l7proxy.net import bundle, privileges
 from l7proxy.net.adminsocket import open_admin
 from l7proxy.net.messages import FROM_PROBER, FROM_WORKER
+from l7proxy.operations import Operations
 from l7proxy.probing import Backends
 from l7proxy.reload import NAMES_SECONDS, Reloader
 from l7proxy.serving import tell
@@ -207,18 +208,16 @@ async def _serve(
             log.info(event("admin", address=admin_socket.text))
         log.info(event("ready", datapath=way.datapath, workers=supervisor.configured))
 
-    async def reload() -> dict[str, Any]:
-        log.info(event("reloading", why="asked for"))
-        return (await asyncio.shield(reloader.request())).as_dict()
-
+    router = Router()
+    Operations(supervisor, reloader, stats).add_to(router)
+    admin = Admin(router)
     admin_socket = open_admin(options.admin) if options.admin else None
-    admin = Admin(stats, lambda: supervisor.draining, reload)
     beside = [asyncio.create_task(_watch(shared))]
     if options.watch:
         beside.append(asyncio.create_task(watch(options.policy, seen, reloader.request)))
     try:
         if admin_socket is not None:
-            await admin.start(admin_socket.sock)
+            await admin.start(admin_socket.sock, Guard(admin_socket.file is not None))
         return await supervisor.run(ready, first)
     finally:
         for task in beside:

@@ -82,7 +82,7 @@ def ask(admin: str) -> dict[str, Any]:
 
     connection = _connection(admin)
     try:
-        connection.request("POST", "/reload")
+        connection.request("POST", "/reload", headers={"X-L7proxy": "1"})
         response = connection.getresponse()
         body = response.read()
     except (OSError, http.client.HTTPException) as error:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import base64
 import contextlib
 import json
 import os
@@ -15,8 +16,8 @@ from typing import Any
 
 import pytest
 
-from l7proxy import admin as module
-from l7proxy.admin import Admin
+from l7proxy.admin import Admin, Answer, Guard, Problem, Request, Router, Token, json_answer
+from l7proxy.admin import server as module
 from l7proxy.errors import StartupError
 from l7proxy.net.adminsocket import open_admin
 
@@ -25,19 +26,44 @@ pytestmark = pytest.mark.net
 Connect = Callable[[], socket.socket]
 
 
+def paths(stats: Callable[[], dict[str, Any]]) -> Router:
+    """What the server under test is asked for."""
+
+    async def health(_request: Request) -> Answer:
+        return Answer(200, b"ok")
+
+    async def tell(_request: Request) -> Answer:
+        return json_answer(stats())
+
+    async def echo(request: Request) -> Answer:
+        return Answer(200, request.body)
+
+    async def remove(request: Request) -> Answer:
+        if request.arguments["id"] == "0":
+            raise Problem(404, "gone")
+        return Answer(204)
+
+    router = Router()
+    router.add("GET", "/healthz", health, is_public=True)
+    router.add("GET", "/stats", tell)
+    router.add("POST", "/echo", echo, body=1000)
+    router.add("DELETE", "/things/{id}", remove)
+    return router
+
+
 def serve(
     scenario: Callable[[Connect], None],
     *,
     path: Path | None = None,
     stats: Callable[[], dict[str, Any]] = lambda: {"version": "x"},
-    draining: Callable[[], bool] = lambda: False,
+    token: str | None = None,
 ) -> None:
     """Run the scenario, in a thread, against an admin server on a unix socket or on loopback."""
 
     async def main() -> None:
         opened = open_admin(str(path) if path else "127.0.0.1:0")
-        server = Admin(stats, draining)
-        await server.start(opened.sock)
+        server = Admin(paths(stats))
+        await server.start(opened.sock, Guard(path is not None, Token(token) if token else None))
         address: Any = str(path) if path else opened.sock.getsockname()
 
         def connect() -> socket.socket:
@@ -104,15 +130,6 @@ def test_head_has_the_length_and_no_body() -> None:
     serve(scenario)
 
 
-def test_draining_is_not_healthy() -> None:
-    def scenario(connect: Connect) -> None:
-        head, body = ask(connect, b"GET /healthz HTTP/1.1\r\n" + CLOSE)
-        assert head.startswith(b"HTTP/1.1 503 ")
-        assert body == b"draining"
-
-    serve(scenario, draining=lambda: True)
-
-
 def test_a_connection_is_kept_and_pipelined_requests_are_answered_in_turn() -> None:
     def scenario(connect: Connect) -> None:
         one = b"GET /healthz HTTP/1.1\r\nHost: [::1]:9\r\n\r\n"
@@ -129,6 +146,7 @@ def test_a_connection_is_kept_and_pipelined_requests_are_answered_in_turn() -> N
 REFUSED = [
     ("another path", b"GET / HTTP/1.1\r\n" + CLOSE, 404),
     ("another method", b"DELETE /stats HTTP/1.1\r\n" + CLOSE, 405),
+    ("another method there", b"GET /things/7 HTTP/1.1\r\n" + CLOSE, 405),
     ("a body", b"POST /stats HTTP/1.1\r\nContent-Length: 5\r\n" + CLOSE + b"12345", 405),
     ("a body that never comes", b"GET /stats HTTP/1.1\r\nContent-Length: 5\r\n" + CLOSE, 200),
     ("a bad body", b"GET /stats HTTP/1.1\r\nTransfer-Encoding: chunked\r\n" + CLOSE + b"z\n", 200),
@@ -153,8 +171,12 @@ def test_what_is_refused_gets_a_whole_answer(request_: bytes, status: int) -> No
                 answer += more
         assert answer.startswith(b"HTTP/1.1 %d " % status)
         assert answer.count(b"HTTP/1.1") == 1
-        if status == 405:
-            assert b"allow: get, head" in answer.lower()
+        if b"/stats" in request_ and status == 405:
+            assert b"allow: get, head\r\n" in answer.lower()
+        if status != 200:
+            head, _, body = answer.partition(b"\r\n\r\n")
+            assert b"content-type: application/problem+json" in head.lower()
+            assert json.loads(body)["status"] == status
 
     serve(scenario)
 
@@ -330,35 +352,171 @@ def test_where_it_listens(where: str) -> None:
     opened.remove()
 
 
-# ---- reload
+# ---- what changes something, and who may
 
+JSON = "Content-Type: application/json\r\n"
+OURS = "X-L7proxy: 1\r\n"
+SECRET = "0123456789abcdef"
+BASIC = base64.b64encode(f"anyone:{SECRET}".encode()).decode()
 
-async def _reload() -> dict[str, object]:
-    await asyncio.sleep(0)
-    return {"ok": False, "text": "an error"}
+ASKING = [
+    ("from a program", JSON, 200),
+    ("from a program, another way", OURS, 200),
+    ("from a form", "Content-Type: application/x-www-form-urlencoded\r\n", 403),
+    ("from a form of text", "Content-Type: text/plain\r\n", 403),
+    ("from nobody knows", "", 403),
+    ("from our page", JSON + "Origin: http://localhost\r\nSec-Fetch-Site: same-origin\r\n", 200),
+    ("from another page", JSON + "Origin: http://evil.test\r\n", 403),
+    ("from another port", JSON + "Origin: http://localhost:1\r\n", 403),
+    ("from a sandbox", JSON + "Origin: null\r\n", 403),
+    ("from another site", OURS + "Sec-Fetch-Site: cross-site\r\n", 403),
+]
 
 
 @pytest.mark.parametrize(
-    ("head", "status"),
-    [
-        ("POST /reload HTTP/1.1\r\nHost: localhost\r\n\r\n", 422),
-        ("GET /reload HTTP/1.1\r\nHost: localhost\r\n\r\n", 405),
-        ("POST /reload HTTP/1.1\r\nHost: example.com\r\n\r\n", 403),
-        ("POST /reload HTTP/1.1\r\nHost: 127.0.0.1\r\nOrigin: http://evil.test\r\n\r\n", 403),
-    ],
+    ("headers", "status"), [case[1:] for case in ASKING], ids=[case[0] for case in ASKING]
 )
-def test_who_may_reload(head: str, status: int) -> None:
-    async def main() -> bytes:
-        opened = open_admin("127.0.0.1:0")
-        admin = Admin(dict, lambda: False, _reload)
-        await admin.start(opened.sock)
-        host, _, port = opened.text.rpartition(":")
-        reader, writer = await asyncio.open_connection(host, int(port))
-        writer.write(head.encode())
-        found = await reader.readuntil(b"\r\n")
-        writer.close()
-        await admin.close()
-        opened.remove()
-        return found
+def test_over_tcp_no_page_of_another_origin_changes_anything(headers: str, status: int) -> None:
+    def scenario(connect: Connect) -> None:
+        request = f"POST /echo HTTP/1.1\r\n{headers}Content-Length: 2\r\n".encode() + CLOSE + b"{}"
+        head, _ = ask(connect, request)
+        assert head.startswith(b"HTTP/1.1 %d " % status)
+        gone, _ = ask(connect, f"DELETE /things/7 HTTP/1.1\r\n{headers}".encode() + CLOSE)
+        assert gone.startswith(b"HTTP/1.1 %d " % (204 if status == 200 else status))
+        assert b"content-length" not in gone.lower() or status != 200
 
-    assert asyncio.run(main()).startswith(b"HTTP/1.1 %d " % status)
+    serve(scenario)
+
+
+TOKENS = [
+    ("none", "", 401),
+    ("bearer", f"Authorization: Bearer {SECRET}\r\n", 200),
+    ("bearer, in lower case", f"authorization: bearer {SECRET}\r\n", 200),
+    ("another", "Authorization: Bearer 0123456789abcdeg\r\n", 401),
+    ("a part of it", "Authorization: Bearer 0123456789abcde\r\n", 401),
+    ("empty", "Authorization: Bearer\r\n", 401),
+    ("a password", f"Authorization: Basic {BASIC}\r\n", 200),
+    ("no base64", "Authorization: Basic ???\r\n", 401),
+    ("a scheme that nobody knows", f"Authorization: Digest {SECRET}\r\n", 401),
+]
+
+
+@pytest.mark.parametrize(
+    ("header", "status"), [case[1:] for case in TOKENS], ids=[case[0] for case in TOKENS]
+)
+def test_with_a_token_it_is_wanted(header: str, status: int) -> None:
+    def scenario(connect: Connect) -> None:
+        host = b"Host: proxy.example\r\nConnection: close\r\n\r\n"
+        head, _ = ask(connect, f"GET /stats HTTP/1.1\r\n{header}".encode() + host)
+        assert head.startswith(b"HTTP/1.1 %d " % status)
+        assert head.lower().count(b"www-authenticate") == (2 if status == 401 else 0)
+        head, _ = ask(connect, f"GET /nothing HTTP/1.1\r\n{header}".encode() + host)
+        assert head.startswith(b"HTTP/1.1 %d " % (404 if status == 200 else 401))
+        _, body = ask(connect, b"GET /healthz HTTP/1.1\r\n" + host)
+        assert body == b"ok"
+
+    serve(scenario, token=SECRET)
+
+
+def test_a_password_is_sent_by_browsers_for_any_page_and_a_bearer_token_by_none() -> None:
+    def scenario(connect: Connect) -> None:
+        for header, status in ((f"Bearer {SECRET}", 204), (f"Basic {BASIC}", 403)):
+            request = f"DELETE /things/7 HTTP/1.1\r\nAuthorization: {header}\r\n"
+            head, _ = ask(connect, request.encode() + CLOSE)
+            assert head.startswith(b"HTTP/1.1 %d " % status)
+
+    serve(scenario, token=SECRET)
+
+
+@pytest.mark.parametrize("text", ["", "short", "0123456789abcde", "0123456789abcdef\n", "é" * 20])
+def test_what_is_no_token(text: str) -> None:
+    with pytest.raises(StartupError, match="openssl rand -hex 32"):
+        Token(text)
+
+
+def test_a_token_is_not_kept() -> None:
+    token = Token(SECRET)
+    assert SECRET not in repr([getattr(token, name) for name in Token.__slots__])
+
+
+# ---- bodies
+
+
+def test_a_body_is_read_where_it_is_wanted_and_the_connection_goes_on(tmp_path: Path) -> None:
+    def scenario(connect: Connect) -> None:
+        chunked = b"POST /echo HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n"
+        with connect() as client:
+            client.sendall(chunked + b"3\r\nabc\r\n2\r\nde\r\n0\r\n\r\n")
+            client.sendall(b"POST /echo HTTP/1.1\r\nContent-Length: 1000\r\n" + CLOSE + b"x" * 1000)
+            answer = everything(client)
+        assert answer.count(b"HTTP/1.1 200 ") == 2
+        assert b"\r\n\r\nabcdeHTTP/1.1" in answer
+        assert answer.endswith(b"\r\n\r\n" + b"x" * 1000)
+
+    serve(scenario, path=tmp_path / "admin")
+
+
+def test_a_body_is_bounded(tmp_path: Path) -> None:
+    def scenario(connect: Connect) -> None:
+        head, body = ask(
+            connect, b"POST /echo HTTP/1.1\r\nContent-Length: 1001\r\n" + CLOSE + b"x" * 1001
+        )
+        assert head.startswith(b"HTTP/1.1 413 ")
+        assert json.loads(body)["detail"] == "a body has at most 1,000 bytes here"
+        head, _ = ask(
+            connect, b"POST /echo HTTP/1.1\r\nTransfer-Encoding: chunked\r\n" + CLOSE + b"z\r\n"
+        )
+        assert head.startswith(b"HTTP/1.1 400 ")
+
+    serve(scenario, path=tmp_path / "admin")
+
+
+def test_a_body_that_never_comes_is_not_waited_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "IDLE_SECONDS", 0.2)
+
+    def scenario(connect: Connect) -> None:
+        begun = time.monotonic()
+        assert ask(connect, b"POST /echo HTTP/1.1\r\nContent-Length: 9\r\n" + CLOSE) == (b"", b"")
+        assert time.monotonic() - begun < 5
+
+    serve(scenario, path=tmp_path / "admin")
+
+
+def test_a_client_that_asks_first_is_told_to_go_on(tmp_path: Path) -> None:
+    def scenario(connect: Connect) -> None:
+        head = b"POST /echo HTTP/1.1\r\nExpect: 100-continue\r\nContent-Length: 2\r\n" + CLOSE
+        with connect() as client:
+            client.sendall(head)
+            assert client.recv(1000).startswith(b"HTTP/1.1 100 ")
+            client.sendall(b"ok")
+            assert everything(client).endswith(b"\r\n\r\nok")
+
+    serve(scenario, path=tmp_path / "admin")
+
+
+# ---- paths
+
+
+def test_names_in_paths_and_queries(tmp_path: Path) -> None:
+    def scenario(connect: Connect) -> None:
+        for target, status in [
+            ("/things/0", 404),
+            ("/things/1", 204),
+            ("/things/1/2", 404),
+            ("/things/%31", 204),
+            ("/things/%ff", 400),
+            ("/things/1?a=1&a=2", 400),
+            ("/things/1?" + "&".join(f"a{n}=" for n in range(33)), 400),
+        ]:
+            head, _ = ask(connect, f"DELETE {target} HTTP/1.1\r\n".encode() + CLOSE)
+            assert head.startswith(b"HTTP/1.1 %d " % status), target
+
+    serve(scenario, path=tmp_path / "admin")
+
+
+def test_a_path_has_one_owner() -> None:
+    router = paths(dict)
+    with pytest.raises(ValueError, match="GET /stats is somebody's already"):
+        router.add("GET", "/stats", next(router.routes()).handler)

@@ -326,6 +326,7 @@ def test_a_life(tmp_path: Path, policy: str, datapath: str) -> None:
     with Running(policy, "--datapath", datapath, "--admin", f"unix:{admin}") as proxy:
         assert f"ready datapath={datapath} workers=2" in proxy.log
         assert get(admin, "/healthz") == (200, b"ok")
+        assert get(admin, "/readyz") == (200, b"ok")
         data = os.urandom(300_000)
         assert talk(proxy.address("raw"), data) == data
         found = settled(admin)
@@ -458,7 +459,8 @@ def test_what_does_not_end_is_reset(tmp_path: Path, policy: str, seconds: str, a
             proxy.process.send_signal(signal.SIGTERM)
             proxy.wait_for("draining connections=1")
             if again:
-                assert get(admin, "/healthz")[0] == 503
+                assert get(admin, "/healthz") == (200, b"ok")
+                assert get(admin, "/readyz") == (503, b"draining")
                 assert stats(admin)["draining"] is True
                 proxy.process.send_signal(signal.SIGTERM)
             with pytest.raises(ConnectionResetError):

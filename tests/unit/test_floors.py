@@ -36,6 +36,7 @@ FLOORS: tuple[tuple[frozenset[str], ...], ...] = (
         frozenset({"child"}),
         frozenset({"worker", "supervisor", "prober", "admin", "loading", "serving", "watching"}),
         frozenset({"reload"}),
+        frozenset({"operations"}),
     ),
     (
         frozenset({"doctor", "demo", "probing"}),
