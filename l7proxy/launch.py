@@ -16,6 +16,7 @@ import sys
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from typing import Any
 
 from l7proxy import __version__, loading, prober, worker
@@ -57,6 +58,7 @@ class Options:
     datapath: str = "auto"
     admin: str | None = None
     access_log: str = "-"
+    drain_delay: float = 0.0
     drain_seconds: float = 30.0
     user: str | None = None
     log_level: str = "info"
@@ -160,6 +162,7 @@ def run(options: Options) -> int:
     supervisor = reloader.supervisor = Supervisor(
         workers,
         child,
+        drain_delay=options.drain_delay,
         drain_seconds=options.drain_seconds,
         prober=probe,
         accepts=FROM_WORKER,
@@ -171,6 +174,8 @@ def run(options: Options) -> int:
         on_drain=reloader.stop,
         on_hangup=hangup,
         active=shared.active,
+        present=partial(_present, reloader, shared),
+        resets=partial(shared.total, Counter.ERROR_DRAIN_DEADLINE),
     )
     backends = Backends(health.slot(workers + 1))
     return asyncio.run(_serve(options, supervisor, reloader, way, shared, backends, seen))
@@ -227,6 +232,15 @@ async def _serve(
             admin_socket.remove()
 
 
+def _present(reloader: Reloader, shared: SharedCounters) -> dict[str, int]:
+    """How many connections live on each listener that the policy has."""
+    serving = reloader.serving
+    return {
+        listener.name: shared.present(row)
+        for (listener, _), row in zip(serving.listeners(), serving.rows, strict=True)
+    }
+
+
 async def _watch(shared: SharedCounters) -> None:
     """Say so when lines of the access log are lost: nothing else would tell."""
     told = 0
@@ -262,6 +276,7 @@ def collect(
         },
         "uptime_seconds": round(uptime, 3),
         "draining": supervisor.draining,
+        "drain": supervisor.progress(),
         "policy": reloader.stats()
         | {"longest_slice_ms": shared.most(Counter.LONGEST_SLICE) / 1000},
         "listeners": {

@@ -23,11 +23,12 @@ import logging
 import os
 import signal
 import time
-from collections.abc import Awaitable, Callable, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any
 
 from l7proxy.child import Child
+from l7proxy.draining import Drain, Phase
 from l7proxy.net import process
 from l7proxy.telemetry.log import event
 
@@ -36,6 +37,7 @@ log = logging.getLogger(__name__)
 EXIT_OK = 0
 EXIT_FAILED = 1  # workers never came up
 EXIT_RESET = 3  # connections had to be reset at the drain's deadline
+EXIT_LEFT = 4  # a worker could not be ended, and may still have connections
 
 HEALTHY = 1.0  # seconds; a worker that lives this long came up
 BACKOFF_FIRST = 0.1  # seconds; doubled with each further early death
@@ -55,9 +57,10 @@ class Supervisor:
     children may send are those in `accepts`, and in `prober_accepts`; `on_message(slot, message)`
     gets them, and may raise ChannelBroken. `on_start(slot)` is called for each child that was
     started, `on_exit(slot)` for each that ended; it answers how many connections died with it.
-    `active()` tells how many live now. `on_drain()` is called when the drain begins: listeners that
-    this process holds must be closed then, or clients would go on to connect to a socket that
-    nobody accepts from. `on_hangup()` is what SIGHUP does.
+    `active()` tells how many live now, `present()` how many on each listener, `resets()` how many
+    drains have reset. `on_drain()` is called when listeners are to be closed: those that this
+    process holds must be then, or clients would go on to connect to a socket that nobody accepts
+    from. `on_hangup()` is what SIGHUP does.
     """
 
     def __init__(
@@ -65,6 +68,7 @@ class Supervisor:
         workers: int,
         child: Callable[[int, int], int],
         *,
+        drain_delay: float = 0.0,
         drain_seconds: float = 30.0,
         reset_seconds: float = 2.0,
         prober: Callable[[int], int] | None = None,
@@ -77,15 +81,16 @@ class Supervisor:
         on_drain: Callable[[], None] = lambda: None,
         on_hangup: Callable[[], None] = lambda: None,
         active: Callable[[], int] = lambda: 0,
+        present: Callable[[], Mapping[str, int]] = dict,
+        resets: Callable[[], int] = lambda: 0,
     ) -> None:
-        self._drain_seconds = drain_seconds
+        self._drain = Drain(drain_delay, drain_seconds, active, present, resets)
         self._reset_seconds = reset_seconds
         self._inherited = inherited
         self._on_start = on_start
         self._on_exit = on_exit
         self._on_drain = on_drain
         self._on_hangup = on_hangup
-        self._active = active
         self._slots = [
             Child(number, "worker", partial(child, number), accepts, on_message, self._wake)
             for number in range(workers)
@@ -94,7 +99,6 @@ class Supervisor:
         if prober is not None:
             self._prober = Child(workers, "prober", prober, prober_accepts, on_message, self._wake)
         self._is_probing = False
-        self._stop_signals = 0
         self._came_up = False
         self._reset = False
         self._failed = False
@@ -113,19 +117,41 @@ class Supervisor:
         return sum(slot.pid != 0 for slot in self._slots)
 
     @property
+    def phase(self) -> Phase:
+        """Where it is in its life."""
+        return self._drain.phase
+
+    @property
+    def ready(self) -> bool:
+        """Whether new connections are welcome."""
+        return self.phase is Phase.SERVING and not self.draining
+
+    @property
     def draining(self) -> bool:
-        """Whether no connection is taken any more."""
-        return self._stop_signals > 0
+        """Whether it was asked to end. New connections are taken while it is only `LEAVING`."""
+        return self._drain.is_asked
+
+    def progress(self) -> dict[str, Any]:
+        """How far a drain has come, for `/stats`."""
+        return self._drain.as_dict()
 
     @property
     def pids(self) -> tuple[int, ...]:
         """Process ids of the workers that live, by slot."""
         return tuple(slot.pid for slot in self._slots if slot.pid)
 
-    def stop(self) -> None:
-        """What SIGTERM and SIGINT do: drain; a second time: reset what is left."""
-        self._stop_signals += 1
+    def drain(self) -> None:
+        """Begin to end, unless that has begun: what `POST /drain` does, and a first signal."""
+        self._drain.is_asked = True
         self._changed.set()
+
+    def stop(self) -> None:
+        """What SIGTERM and SIGINT do: drain; the second one resets what is left.
+
+        One that comes after `drain()` is a first one: Kubernetes sends it behind a preStop hook.
+        """
+        self._drain.signals += 1
+        self.drain()
 
     async def run(
         self,
@@ -152,15 +178,21 @@ class Supervisor:
             for slot in self._slots:
                 self._spawn(slot)
             ready()
+            self._drain.enter(Phase.SERVING)
             await self._until(lambda: self.draining or self._failed)
             if not self._failed:
-                await self._drain()
+                await self._leave()
+            if not self._failed:
+                await self._end()
         finally:
             await self._end_all()
             for number in handled:
                 loop.remove_signal_handler(number)
         if self._failed:
             return EXIT_FAILED
+        log.info(event("stopped", connections_reset=self._drain.reset))
+        if self.running:
+            return EXIT_LEFT
         return EXIT_RESET if self._reset else EXIT_OK
 
     # ---- the prober
@@ -244,7 +276,8 @@ class Supervisor:
         lost = self._on_exit(slot.number)
         if slot is self._prober:
             level = logging.ERROR if self._is_probing else logging.DEBUG
-        elif self.draining:
+        elif self._drain.is_closing:
+            self._drain.lost += lost
             self._reset |= lost > 0 or code == EXIT_RESET
             expected = hung_up or code in (0, EXIT_RESET, -process.STOP)
             level = logging.DEBUG if expected else logging.ERROR
@@ -262,7 +295,7 @@ class Supervisor:
                 connections_lost=lost,
             ),
         )
-        if self.draining or (slot is self._prober and not self._is_probing):
+        if self._drain.is_closing or (slot is self._prober and not self._is_probing):
             return
         if lived >= HEALTHY:
             slot.early_deaths = 0
@@ -294,40 +327,33 @@ class Supervisor:
 
     # ---- the end
 
-    async def _drain(self) -> None:
+    async def _leave(self) -> None:
+        """Not ready any more: let those who send clients here hear of it, before it ends."""
+        drain = self._drain
+        if not drain.delay:
+            return
+        drain.enter(Phase.LEAVING, drain.delay)
+        drain.tell("not ready any more", seconds=f"{drain.delay:g}")
+        await self._until(lambda: drain.insists or self._failed, drain.delay)
+
+    async def _end(self) -> None:
         """Let connections end by themselves until the deadline or a second signal."""
+        drain = self._drain
+        drain.enter(Phase.DRAINING, drain.seconds)
         self._cancel_restarts()
-        log.info(
-            event(
-                "draining",
-                connections=self._active(),
-                workers=self.running,
-                seconds=f"{self._drain_seconds:g}",
-            )
-        )
+        drain.tell("draining", workers=self.running, seconds=f"{drain.seconds:g}")
         self._on_drain()
         self._signal_all(process.STOP)
-        deadline = time.monotonic() + self._drain_seconds
-        while self.running and self._stop_signals < 2:
-            left = deadline - time.monotonic()
-            if left <= 0:
-                break
+        while self.running and not drain.insists and drain.left:
             if not await self._until(
-                lambda: not self.running or self._stop_signals > 1, min(left, PROGRESS)
+                lambda: not self.running or drain.insists, min(drain.left, PROGRESS)
             ):
-                log.info(
-                    event(
-                        "draining",
-                        connections=self._active(),
-                        workers=self.running,
-                        seconds_left=f"{max(0.0, deadline - time.monotonic()):.0f}",
-                    )
-                )
+                drain.tell("draining", workers=self.running, seconds_left=f"{drain.left:.0f}")
         if self.running:
-            why = "second signal" if self._stop_signals > 1 else "deadline"
-            log.warning(event("resetting connections", connections=self._active(), why=why))
+            why = "second signal" if drain.insists else "deadline"
+            drain.enter(Phase.RESETTING, self._reset_seconds)
+            drain.tell("resetting connections", why=why)
             await self._insist()
-        log.info(event("stopped", connections_reset="yes" if self._reset else "no"))
 
     async def _insist(self) -> None:
         """A second `process.STOP` makes a worker reset what it has left; after that, SIGKILL."""
@@ -338,7 +364,8 @@ class Supervisor:
 
     async def _end_all(self) -> None:
         """No worker outlives this, whatever brought us here, if this process may kill them."""
-        self._stop_signals = max(1, self._stop_signals)
+        self._drain.is_asked = True
+        self._drain.enter(Phase.STOPPED)
         self._cancel_restarts()
         self._is_probing = False
         if self._prober is not None and self._prober.pid:

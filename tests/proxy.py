@@ -60,7 +60,7 @@ class Proxy:
     """`l7proxy run` while the `with` block is open.
 
     `files` is the limit of open descriptors that it is started with, `entry` what Python is to run:
-    see `resolving`. `path` is run in place of the policy.
+    see `resolving`. `path` is run in place of the policy, `options` are given to `l7proxy run`.
     """
 
     def __init__(
@@ -74,6 +74,7 @@ class Proxy:
         entry: Sequence[str] = ("-m", "l7proxy"),
         watch: bool = False,
         path: Path | None = None,
+        options: Sequence[str] = (),
     ) -> None:
         self.directory = Path(tempfile.mkdtemp(prefix="l7proxy-"))
         self.datapath = datapath
@@ -93,6 +94,7 @@ class Proxy:
             f"--access-log={self._access}",
             f"--drain-seconds={drain_seconds:g}",
             *(["--watch"] if watch else []),
+            *options,
         ]
         self._old = 0
 

@@ -8,12 +8,15 @@ from l7proxy.commands.common import PATH_HELP, Subparsers
 
 _EXIT_CODES = """\
 SIGHUP (or `l7proxy reload`) reads the policy again; a bad one is refused, the old one goes on.
-SIGTERM or Ctrl-C drains: no new connections, live ones may end. A second one resets them.
+SIGTERM or Ctrl-C ends it in order: not ready any more (--drain-delay), then no new connections,
+live ones may end (--drain-seconds), what is left is reset. A second one resets at once.
 
 exit codes:
-  0  stopped, every connection had ended
+  0  stopped, every connection had ended by itself
   1  could not start (the reason is printed), or workers could not
-  3  stopped, and connections had to be reset
+  2  the command line is wrong
+  3  stopped, and connections had to be reset; the last line of the log says how many
+  4  stopped, but a worker could not be ended (the reason is in the log)
 """
 
 
@@ -55,11 +58,19 @@ def add(commands: Subparsers) -> None:
         help="a JSON line for each connection: - for stdout (default), a file, or off",
     )
     run.add_argument(
+        "--drain-delay",
+        type=_seconds,
+        default=0.0,
+        metavar="S",
+        help="how long listeners stay open after SIGTERM while readiness is off already, so that"
+        " load balancers hear of it; in Kubernetes 5 to 15 (default: 0)",
+    )
+    run.add_argument(
         "--drain-seconds",
         type=_seconds,
         default=30.0,
         metavar="S",
-        help="how long live connections may go on after SIGTERM (default: 30)",
+        help="how long live connections may go on after that (default: 30)",
     )
     run.add_argument(
         "--user",
@@ -90,6 +101,7 @@ def _run(options: argparse.Namespace) -> int:
             datapath=options.datapath,
             admin=options.admin,
             access_log=options.access_log,
+            drain_delay=options.drain_delay,
             drain_seconds=options.drain_seconds,
             user=options.user,
             log_level=options.log_level,

@@ -299,13 +299,13 @@ class Worker:
 
     def _stop(self, *, first: bool) -> None:
         self.accepting.stop()
+        if not first:
+            self._exit = RESET if self._connections else DRAINED
         for connection in list(self._connections):
             if not first:
                 self._guard_call(connection, partial(connection.abort, Reason.DRAIN_DEADLINE))
             elif connection.session.state is State.HEAD and connection.early_in == 0:
                 self._guard_call(connection, partial(connection.abort, Reason.CLIENT_CLOSED))
-        if not first:
-            self._exit = RESET
 
     def orphaned(self) -> None:
         """The supervisor is gone: leave at once. Every open connection is reset, none cut clean."""

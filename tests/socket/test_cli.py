@@ -337,6 +337,7 @@ def test_a_life(tmp_path: Path, policy: str, datapath: str) -> None:
             "workers",
             "uptime_seconds",
             "draining",
+            "drain",
             "policy",
             "listeners",
             "backends",

@@ -424,6 +424,90 @@ def test_a_second_signal_does_not_wait_for_the_deadline() -> None:
     assert time.monotonic() - begun < 3.0
 
 
+def test_while_it_is_only_leaving_workers_are_replaced() -> None:
+    phases: list[str] = []
+    supervisor = Supervisor(
+        1, obedient, drain_delay=0.8, on_drain=lambda: phases.append(str(supervisor.phase))
+    )
+
+    async def scenario() -> None:
+        assert not supervisor.ready
+        await until(lambda: supervisor.running == 1)
+        await until(lambda: supervisor.ready)
+        supervisor.drain()
+        supervisor.drain()
+        assert (supervisor.ready, supervisor.draining) == (False, True)
+        await until(lambda: supervisor.phase == "leaving")
+        os.kill(supervisor.pids[0], signal.SIGKILL)
+        await restarted(supervisor, 1)
+        await asyncio.sleep(0.1)
+        assert phases == []
+
+    assert drive(supervisor, scenario) == 0
+    assert phases == ["draining"]
+    assert supervisor.phase == "stopped"
+
+
+def test_a_signal_after_an_order_to_drain_is_a_first_one() -> None:
+    """Kubernetes sends SIGTERM behind the preStop hook, which may have begun the drain."""
+    supervisor = Supervisor(1, stubborn, drain_seconds=60)
+
+    async def scenario() -> None:
+        await until(lambda: supervisor.running == 1)
+        await asyncio.sleep(0.1)
+        supervisor.drain()
+        await until(lambda: supervisor.phase == "draining")
+        os.kill(os.getpid(), signal.SIGTERM)
+        await asyncio.sleep(0.3)
+        assert supervisor.phase == "draining"
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    begun = time.monotonic()
+    assert drive(supervisor, scenario) == 3
+    assert time.monotonic() - begun < 5.0
+
+
+def test_the_progress_of_a_drain_is_logged(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO")
+    monkeypatch.setattr(module, "PROGRESS", 0.1)
+    left = iter(range(9, 0, -1))
+    supervisor = Supervisor(1, stubborn, drain_seconds=0.5, active=lambda: next(left))
+
+    async def scenario() -> None:
+        await until(lambda: supervisor.running == 1)
+        await asyncio.sleep(0.1)
+        supervisor.stop()
+
+    assert drive(supervisor, scenario) == 3
+    lines = [one for one in caplog.messages if one.startswith("draining connections=")]
+    assert len(lines) >= 3
+    assert lines[1] == "draining connections=7 workers=1 seconds_left=0"
+
+
+def test_what_is_reset_is_counted_with_what_dies(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level("INFO")
+    supervisor = Supervisor(
+        1,
+        deaf,
+        drain_seconds=0.1,
+        reset_seconds=0.2,
+        on_exit=lambda _slot: 5,
+        present=lambda: {"web": 3, "idle": 0, "db": 4},
+        resets=iter([10, 12, 12]).__next__,
+    )
+
+    async def scenario() -> None:
+        await until(lambda: supervisor.running == 1)
+        await asyncio.sleep(0.1)
+        supervisor.stop()
+
+    assert drive(supervisor, scenario) == 3
+    assert "on=db:4,web:3" in caplog.text
+    assert "stopped connections_reset=7" in caplog.text, "two by the worker, five with it"
+
+
 def test_a_worker_that_does_not_listen_is_killed() -> None:
     supervisor = Supervisor(1, deaf, drain_seconds=0.1, reset_seconds=0.2, on_exit=lambda _slot: 1)
 
@@ -477,7 +561,7 @@ def test_a_worker_that_may_not_be_killed_is_not_waited_for(
         os.kill(left[0], signal.SIGKILL)
         os.waitpid(left[0], 0)
 
-    drive(supervisor, scenario)
+    assert drive(supervisor, scenario) == 4
     assert f"workers are left behind pids={left[0]}" in caplog.text
 
 

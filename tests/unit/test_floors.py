@@ -33,7 +33,7 @@ FLOORS: tuple[tuple[frozenset[str], ...], ...] = (
     ),
     (frozenset({"config", "datapath", "net", "telemetry"}),),
     (
-        frozenset({"child"}),
+        frozenset({"child", "draining"}),
         frozenset({"worker", "supervisor", "prober", "admin", "loading", "serving", "watching"}),
         frozenset({"reload"}),
         frozenset({"operations"}),

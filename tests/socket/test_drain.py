@@ -1,0 +1,120 @@
+"""The end in order: not ready, no new connections, live ones may end, what is left is reset."""
+
+from __future__ import annotations
+
+import http.client
+import re
+import signal
+import socket
+import time
+from collections.abc import Iterator
+from contextlib import closing
+
+import pytest
+from proxy import Proxy, until
+from servers import Server
+
+pytestmark = pytest.mark.net
+
+POLICY = """\
+listeners:
+  web: {{address: 127.0.0.1:0}}
+  raw: {{address: 127.0.0.1:0, protocol: TCP}}
+routes:
+  - {{name: web, listeners: [web], backendRefs: [{{name: app}}]}}
+  - {{name: raw, listeners: [raw], backendRefs: [{{name: stream}}]}}
+backends:
+  app: {{endpoints: ["{app}"]}}
+  stream: {{endpoints: ["{stream}"]}}
+"""
+
+
+@pytest.fixture
+def policy() -> Iterator[str]:
+    with Server("app") as app, Server("stream", stream=True) as stream:
+        yield POLICY.format(app=app.address, stream=stream.address)
+
+
+def opened(proxy: Proxy, listener: str = "raw") -> socket.socket:
+    """A connection that goes on until somebody ends it."""
+    sock = socket.create_connection(proxy.address(listener), 10)
+    assert sock.recv(100) == b"stream"
+    return sock
+
+
+def ask(proxy: Proxy) -> bytes:
+    connection = http.client.HTTPConnection(*proxy.address("web"), timeout=10)
+    with closing(connection):
+        connection.request("GET", "/")
+        return connection.getresponse().read()
+
+
+def refused(address: tuple[str, int]) -> bool:
+    try:
+        socket.create_connection(address, 5).close()
+    except (ConnectionRefusedError, ConnectionResetError):
+        return True
+    return False
+
+
+def test_readiness_goes_first_and_listeners_a_while_later(policy: str) -> None:
+    """Kubernetes tells the pod that it is deleted and the load balancers at the same moment."""
+    with Proxy(policy, "copy", options=["--drain-delay=1.5"]) as proxy:
+        assert proxy.stats()["drain"] == {"phase": "serving"}
+        begun = time.monotonic()
+        proxy.signal(signal.SIGTERM)
+        until(lambda: proxy.stats()["draining"], "it is not ready any more")
+        drain = proxy.stats()["drain"]
+        assert drain["phase"] == "leaving"
+        assert 0 < drain["seconds_left"] <= 1.5
+        assert ask(proxy) == b"app", "who has not heard of it is served"
+        assert proxy.wait() == 0
+        assert time.monotonic() - begun >= 1.5
+        assert refused(proxy.address("web"))
+        said = re.findall(r" info +(.*)", proxy.log())
+        first = said.index("not ready any more connections=0 seconds=1.5")
+        assert said[first + 1].startswith("draining connections=0 workers=1 seconds=30")
+        assert said[-1] == "stopped connections_reset=0"
+
+
+def test_who_is_left_is_told_of_and_counted(policy: str) -> None:
+    with Proxy(policy, "splice2", workers=2, drain_seconds=1.0) as proxy:
+        ends, stays = opened(proxy), [opened(proxy) for _ in range(3)]
+        proxy.signal(signal.SIGTERM)
+        until(lambda: proxy.stats()["drain"]["phase"] == "draining", "it drains")
+        ends.close()
+        until(lambda: proxy.stats()["drain"]["connections"] == 3, "one has ended by itself")
+        drain = proxy.stats()["drain"]
+        assert (drain["connections_at_first"], drain["reset"]) == (4, 0)
+        assert proxy.wait() == 3
+        for one in stays:
+            with closing(one), pytest.raises(ConnectionResetError):
+                one.recv(1)
+        assert "draining connections=4 on=raw:4 workers=2 seconds=1" in proxy.log()
+        assert "resetting connections connections=3 on=raw:3 why=deadline" in proxy.log()
+        assert "stopped connections_reset=3" in proxy.log()
+        reasons = [record["reason"] for record in proxy.records()]
+        assert sorted(reasons) == ["done"] + ["drain_deadline"] * 3
+
+
+@pytest.mark.parametrize("phase", ["leaving", "draining"])
+def test_a_second_signal_resets_at_once(policy: str, phase: str) -> None:
+    delay = "60" if phase == "leaving" else "0"
+    with Proxy(policy, "copy", drain_seconds=60, options=[f"--drain-delay={delay}"]) as proxy:
+        with opened(proxy) as one:
+            proxy.signal(signal.SIGTERM)
+            until(lambda: proxy.stats()["drain"]["phase"] == phase, "the drain has begun")
+            proxy.signal(signal.SIGTERM)
+            with pytest.raises(ConnectionResetError):
+                one.recv(1)
+        assert proxy.wait() == 3
+        assert 'resetting connections connections=1 on=raw:1 why="second signal"' in proxy.log()
+        assert "stopped connections_reset=1" in proxy.log()
+
+
+def test_a_second_signal_with_nobody_left_resets_nobody(policy: str) -> None:
+    with Proxy(policy, "copy", options=["--drain-delay=60"]) as proxy:
+        proxy.signal(signal.SIGTERM)
+        until(lambda: proxy.stats()["draining"], "the drain has begun")
+        proxy.signal(signal.SIGTERM)
+        assert proxy.wait() == 0
