@@ -36,6 +36,7 @@ from l7proxy.serving import tell
 from l7proxy.supervisor import EXIT_FAILED, Supervisor
 from l7proxy.telemetry import log as operational
 from l7proxy.telemetry.accesslog import AccessLog
+from l7proxy.telemetry.condition import condition
 from l7proxy.telemetry.counters import Counter, Rows, SharedCounters
 from l7proxy.telemetry.health import HealthBoard
 from l7proxy.telemetry.log import event
@@ -196,7 +197,8 @@ async def _serve(
         found = collect(supervisor, reloader, way, shared, time.monotonic() - begun)
         serving = reloader.serving
         told = backends.stats(serving.number, serving.policy, reloader.resolved)
-        return found | {"backends": told}
+        found |= {"backends": told}
+        return found | {"condition": condition(found)}
 
     async def first() -> None:
         serving = reloader.serving
