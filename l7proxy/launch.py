@@ -25,10 +25,13 @@ from l7proxy.config.fingerprint import Fingerprint, fingerprint
 from l7proxy.datapath.sockmap import Splicer, load_splicers
 from l7proxy.doctor import prove_sockmap
 from l7proxy.errors import DatapathUnavailable, StartupError
+from l7proxy.managing import Managing
 from l7proxy.model import Datapath, Listener
 from l7proxy.net import bundle, privileges
+from l7proxy.net.activation import Activation
 from l7proxy.net.adminsocket import open_admin
 from l7proxy.net.messages import FROM_PROBER, FROM_WORKER
+from l7proxy.net.systemd import Manager, take_passed
 from l7proxy.operations import Operations
 from l7proxy.probing import Backends
 from l7proxy.reload import NAMES_SECONDS, Reloader
@@ -93,6 +96,7 @@ def run(options: Options) -> int:
     # Until there is somebody to hear it: see `Supervisor.run`. A policy that changes while we start
     # is then loaded at once.
     signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGHUP})
+    manager, activation = Manager.take(), Activation(take_passed())
     seen = fingerprint(options.policy)
     first = loading.load(options.policy)
     if first.text:
@@ -105,7 +109,9 @@ def run(options: Options) -> int:
     wanted = _wanted(options.datapath)
     shared = SharedCounters(workers)
     health = HealthBoard(workers + 2)  # a slot for each worker, the prober, and the supervisor
-    reloader = Reloader(options.policy, first, Rows(shared))
+    reloader = Reloader(options.policy, first, Rows(shared), activation)
+    for unused in activation.unused(reloader.serving.manifest.listeners):
+        log.warning(event("a socket was passed that no listener of the policy has", socket=unused))
     pairs = _pairs(reloader.serving.manifest.listeners, workers, files)
     way = _load(wanted, options.datapath, workers, pairs)
     if way.splicers:
@@ -160,6 +166,10 @@ def run(options: Options) -> int:
         log.info(event("reloading", why="SIGHUP"))
         reloader.request()
 
+    def drain() -> None:
+        managing.stopping()
+        reloader.stop()
+
     supervisor = reloader.supervisor = Supervisor(
         workers,
         child,
@@ -172,14 +182,22 @@ def run(options: Options) -> int:
         on_start=reloader.on_start,
         on_message=reloader.on_message,
         on_exit=ended,
-        on_drain=reloader.stop,
+        on_drain=drain,
         on_hangup=hangup,
         active=shared.active,
         present=partial(_present, reloader, shared),
         resets=partial(shared.total, Counter.ERROR_DRAIN_DEADLINE),
     )
+    managing = Managing(
+        manager,
+        lambda: (
+            f"{shared.active()} connections, {shared.spliced()} spliced; policy"
+            f" {reloader.serving.number}, {way.datapath}"
+        ),
+    )
+    reloader.on_request = managing.reloading
     backends = Backends(health.slot(workers + 1))
-    return asyncio.run(_serve(options, supervisor, reloader, way, shared, backends, seen))
+    return asyncio.run(_serve(options, supervisor, reloader, way, shared, backends, seen, managing))
 
 
 async def _serve(
@@ -190,6 +208,7 @@ async def _serve(
     shared: SharedCounters,
     backends: Backends,
     seen: Fingerprint,
+    managing: Managing,
 ) -> int:
     begun = time.monotonic()
 
@@ -214,12 +233,13 @@ async def _serve(
         if admin_socket is not None:
             log.info(event("admin", address=admin_socket.text))
         log.info(event("ready", datapath=way.datapath, workers=supervisor.configured))
+        managing.ready()
 
     router = Router()
     Operations(supervisor, reloader, stats).add_to(router)
     admin = Admin(router)
     admin_socket = open_admin(options.admin) if options.admin else None
-    beside = [asyncio.create_task(_watch(shared))]
+    beside = [asyncio.create_task(_watch(shared)), asyncio.create_task(managing.beat())]
     if options.watch:
         beside.append(asyncio.create_task(watch(options.policy, seen, reloader.request)))
     try:

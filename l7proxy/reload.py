@@ -21,6 +21,7 @@ import logging
 import os
 import sys
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
@@ -28,6 +29,7 @@ from typing import Any
 from l7proxy import loading
 from l7proxy.errors import StartupError
 from l7proxy.loading import Result
+from l7proxy.net.activation import Activation
 from l7proxy.net.channel import ChannelBroken
 from l7proxy.net.listen import ListeningSocket
 from l7proxy.net.messages import (
@@ -84,10 +86,12 @@ class Outcome:
 class Reloader:
     """Holds the policy in force and brings the next one. `pairs`: what the BPF maps hold, or 0."""
 
-    def __init__(self, path: str, first: Result, rows: Rows) -> None:
+    def __init__(
+        self, path: str, first: Result, rows: Rows, activation: Activation | None = None
+    ) -> None:
         """Open the listeners of the policy to start with. Raises StartupError."""
         self.path = path
-        self._opener = Opener(rows)
+        self._opener = Opener(rows, activation)
         self._preparing: Serving | None = None
         self._prepared: set[int] = set()
         self._committed: set[int] = set()
@@ -102,6 +106,7 @@ class Reloader:
         self.supervisor: Supervisor
         self._news: dict[str, tuple[str, ...]] = {}  # of `resolved`, what workers were not told yet
         self.resolved: dict[str, tuple[str, ...]] = {}
+        self.on_request: Callable[[asyncio.Future[Outcome]], None] = lambda _outcome: None
         self.pairs: int | None = None  # that the BPF maps hold, if there are any
         self.current: Serving | None = None
         try:
@@ -189,6 +194,7 @@ class Reloader:
         """Ask for a reload; the answer comes when it has happened, or has failed."""
         if self._next is None:
             self._next = asyncio.get_running_loop().create_future()
+            self.on_request(self._next)
         if self._task is None:
             self._task = asyncio.create_task(self._work())
         return self._next

@@ -15,6 +15,7 @@ from datetime import UTC, datetime
 from l7proxy.errors import StartupError
 from l7proxy.model import Address, Listener
 from l7proxy.net import bundle
+from l7proxy.net.activation import Activation
 from l7proxy.net.listen import ListeningSocket, open_for_clients
 from l7proxy.net.messages import Prepare
 from l7proxy.telemetry.counters import Rows, RowsExhausted
@@ -39,7 +40,8 @@ class Serving:
     @property
     def prepare(self) -> Prepare:
         """What a worker is told about it."""
-        return Prepare(self.number, tuple(self.sockets), self.rows)
+        passed = tuple(number for number, one in self.sockets.items() if one.passed)
+        return Prepare(self.number, tuple(self.sockets), self.rows, passed)
 
     @property
     def fds(self) -> frozenset[int]:
@@ -58,8 +60,9 @@ class Refused(Exception):
 class Opener:
     """Opens what policies need, and gives everything its number."""
 
-    def __init__(self, rows: Rows) -> None:
+    def __init__(self, rows: Rows, activation: Activation | None = None) -> None:
         self._rows = rows
+        self._activation = activation or Activation()
         self._numbers = 0
         self.generations = 0
 
@@ -109,7 +112,7 @@ class Opener:
                 sockets[found[0]] = found[1]
                 continue
             try:
-                opened = open_for_clients(listener, leaving)
+                opened = self._activation.open(listener) or open_for_clients(listener, leaving)
             except StartupError as error:
                 problems.append(f"listener {listener.name}: {error}")
                 continue

@@ -20,7 +20,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -75,11 +75,15 @@ class Proxy:
         watch: bool = False,
         path: Path | None = None,
         options: Sequence[str] = (),
+        environment: Mapping[str, str] | None = None,
+        fds: Sequence[int] = (),
     ) -> None:
         self.directory = Path(tempfile.mkdtemp(prefix="l7proxy-"))
         self.datapath = datapath
         self._files = files
         self._entry = entry
+        self._environment = os.environ | dict(environment or {})
+        self._fds = fds
         self._policy = self.directory / "policy.yaml"
         self._policy.write_text(policy)
         self._log = self.directory / "stderr"
@@ -107,6 +111,8 @@ class Proxy:
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL,
                 stderr=log,
+                env=self._environment,
+                pass_fds=self._fds,
                 preexec_fn=self._limit_files if self._files else None,
             )
         try:

@@ -19,7 +19,7 @@ import struct
 
 from l7proxy.model import Address, SocketAddress, UnixAddress
 
-_LINGER_RESET = struct.pack("ii", 1, 0)
+LINGER_RESET = struct.pack("ii", 1, 0)
 _LINGER_OFF = struct.pack("ii", 0, 0)
 
 
@@ -113,7 +113,7 @@ def sockaddr(address: SocketAddress) -> tuple[str, int] | bytes:
 
 def reset_on_close(sock: socket.socket) -> None:
     """Make close(2), and the death of the process, send a reset: `SO_LINGER {1, 0}`."""
-    sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _LINGER_RESET)
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, LINGER_RESET)
 
 
 def deliver_on_close(sock: socket.socket) -> None:

@@ -28,7 +28,7 @@ from dataclasses import dataclass
 
 from l7proxy.errors import StartupError
 from l7proxy.model import Address, Listener, SocketAddress, UnixAddress
-from l7proxy.net.dial import keep_urgent_inline, reset_on_close, watch_for_dead_end
+from l7proxy.net.dial import LINGER_RESET, keep_urgent_inline, reset_on_close, watch_for_dead_end
 from l7proxy.net.unixsocket import SocketFile, open_unix
 
 log = logging.getLogger(__name__)
@@ -51,19 +51,26 @@ _NO_SYN = b"".join(
 
 @dataclass(slots=True, eq=False)
 class ListeningSocket:
-    """A listener's socket. `asked` is the address in the policy, `address` what it became."""
+    """A listener's socket. `asked` is the address in the policy, `address` what it became.
+
+    One that was `passed` is not ours alone (`net.activation`): it goes on when we close it.
+    """
 
     sock: socket.socket
     asked: SocketAddress
     address: SocketAddress
     mode: int | None = None
     file: SocketFile | None = None
+    passed: bool = False
 
     def stop(self) -> None:
         """Let nobody new in. What is in the queue, or on its way there, is still to be accepted.
 
         Where there are no filters (gVisor), a handshake that is under way at `close` is reset.
         """
+        if self.passed:
+            log.warning("%s: whoever opened this socket for us goes on to listen", self.address)
+            return
         if self.sock.family == socket.AF_UNIX:
             self.remove_file()
             return
@@ -116,6 +123,14 @@ def open_for_clients(
     bound = bound_address(sock)
     everywhere = Address("*", bound.port)
     return ListeningSocket(sock, address, everywhere if address.host == "*" else bound)
+
+
+def adopt(sock: socket.socket, asked: SocketAddress, address: SocketAddress) -> ListeningSocket:
+    """A listening socket that somebody else has opened, as if we had."""
+    sock.setblocking(False)
+    if isinstance(address, Address):
+        _prepare_accepted(sock)
+    return ListeningSocket(sock, asked, address, passed=True)
 
 
 def open_listener(
@@ -200,6 +215,14 @@ def _prepare_accepted(sock: socket.socket) -> None:
     sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     reset_on_close(sock)
     watch_for_dead_end(sock)
+
+
+def prepare_late(client: socket.socket) -> None:
+    """Make up for it on a connection that came before `adopt`: clients need not wait for us."""
+    if client.family == socket.AF_UNIX:
+        return
+    if client.getsockopt(socket.SOL_SOCKET, socket.SO_LINGER, 8) != LINGER_RESET:
+        _prepare_accepted(client)
 
 
 def bound_address(sock: socket.socket) -> Address:

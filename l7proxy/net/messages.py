@@ -33,12 +33,14 @@ class Sockets:
 class Prepare:
     """A policy (`net.bundle`); its descriptor comes along.
 
-    `sockets` and `rows` (of the counters) belong to its listeners, in their order.
+    `sockets` and `rows` (of the counters) belong to its listeners, in their order. `passed` are
+    those sockets that others opened for us: their first connections lack what ours inherit.
     """
 
     generation: int
     sockets: tuple[int, ...]
     rows: tuple[int, ...]
+    passed: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

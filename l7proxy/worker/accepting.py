@@ -17,6 +17,7 @@ from collections.abc import Generator, Sequence
 from typing import TYPE_CHECKING
 
 from l7proxy.errors import Reason
+from l7proxy.net.listen import prepare_late
 from l7proxy.telemetry.log import event
 from l7proxy.worker.connection import Connection
 from l7proxy.worker.generation import Current, Generation, OpenListener, building
@@ -84,6 +85,8 @@ class Accepting:
             except OSError as error:
                 return self._accept_failed(listener, error)
             worker.now = worker.clock()
+            if listener.passed:
+                prepare_late(client)
             if near and worker.is_full(listener.row, most):
                 worker.refuse(client, Reason.CONNECTION_LIMIT)
                 continue
@@ -156,6 +159,7 @@ class Accepting:
                 current=current,
                 front=new.fronts[listener.name],
                 sock=before.sock if before is not None else sockets.pop(number),
+                passed=number in prepare.passed,
             )
             if self._stopped:  # the drain has begun: nobody may wait in a queue of ours
                 opened.sock.close()

@@ -60,6 +60,7 @@ class OpenListener:
     current: Current
     front: Front
     sock: socket.socket
+    passed: bool = False  # others opened it, and clients may have come before us
     tick: int = -1
 
     @property

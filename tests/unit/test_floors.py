@@ -36,7 +36,7 @@ FLOORS: tuple[tuple[frozenset[str], ...], ...] = (
         frozenset({"child", "draining"}),
         frozenset({"worker", "supervisor", "prober", "admin", "loading", "serving", "watching"}),
         frozenset({"reload"}),
-        frozenset({"operations"}),
+        frozenset({"managing", "operations"}),
     ),
     (
         frozenset({"doctor", "demo", "probing"}),
