@@ -123,8 +123,6 @@ int read_head(const char *text, size_t n, struct head *head)
 		next = memchr(line, '\n', end - line) + 1;
 		if (!strncasecmp(line, "content-length:", 15))
 			head->length = strtoll(line + 15, NULL, 10);
-		else if (!strncasecmp(line, "transfer-encoding:", 18))
-			head->chunked = 1; /* there is no other coding left */
 		else if (!strncasecmp(line, "sec-websocket-accept: " WS_ACCEPT "\r", 51))
 			head->accepted = 1;
 	}

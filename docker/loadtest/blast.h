@@ -36,8 +36,10 @@ enum {
 	SECOND = 1000000000, /* ns */
 };
 
-/* 1 PiB: nobody reaches the end of it */
+/* 1 PiB: nobody reaches the end of it. A body without a length would be another thing to each: some
+ * proxies pass it on until the connection ends, others put it into chunks. */
 #define ENDLESS (1ull << 50)
+#define ENDLESS_PATH "/bytes/1125899906842624"
 
 /* Of the WebSocket handshake: the key of RFC 6455 section 1.3, and the answer that it gives there. */
 #define WS_KEY "dGhlIHNhbXBsZSBub25jZQ=="
@@ -66,7 +68,6 @@ struct options {
 struct plan {
 	enum kind kind;
 	int http, close;
-	int endless;                 /* there is no end to one of the two bodies */
 	int pattern;                 /* the reply's body is the pattern, else "ok\n" or the message */
 	char head[512];              /* what it begins with: a request's head, or a frame's */
 	size_t head_length;
@@ -105,7 +106,6 @@ struct outcome {
 struct head {
 	int status;
 	int64_t length;              /* Content-Length; -1: none */
-	int chunked;
 	int accepted;                /* has the answer to WS_KEY */
 };
 

@@ -50,7 +50,7 @@ class Load:
     `kind`: what an exchange is.
       get     GET `path` on a kept-alive connection: "ok\\n", or N bytes where it is /bytes/N
       put     PUT with a body of `size` bytes, answered with "ok\\n"
-      stream  GET `path` that never ends; counts bytes, has no latency
+      stream  GET of a body that never ends (1 PiB); counts bytes, has no latency
       sink    POST with a body that never ends; counts bytes, has no latency
       echo    `size` bytes over raw TCP, and the same ones back
       ws      the same in one binary WebSocket message of at most 65,535 bytes, after a handshake
@@ -94,15 +94,14 @@ class Hold:
 
 @dataclass(frozen=True, slots=True)
 class Slow:
-    """`connections` responses that never end (GET `path`), each read at `bytes_per_second` with
-    small steady reads. `rcvbuf`: SO_RCVBUF of the reader in bytes, 0: as the kernel has it."""
+    """`connections` responses that never end (1 PiB), each read at `bytes_per_second` with small
+    steady reads. `rcvbuf`: SO_RCVBUF of the reader in bytes, 0: as the kernel has it."""
 
     to: Sequence[str]
     connections: int
     bytes_per_second: int
     seconds: float
     warmup: float = 0.0
-    path: str = ""
     rcvbuf: int = 0
     timeout: float = 10.0
 

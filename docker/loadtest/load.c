@@ -8,7 +8,8 @@
  * to those before it. It takes a free connection, or waits for one; its latency counts from the
  * planned moment in either case. Nothing is queued: since arrivals are planned in order and taken in
  * order, the queue is the interval between the next one to take and the clock. Those which were
- * planned before the end and not taken by then are `unsent`: the rate was above what can be had.
+ * planned before the end and found no free connection by then are `unsent`: the rate was above what
+ * can be had.
  * Those under way at the end are waited for (and time out), so that each that was due is told:
  * done, an error, or unsent.
  *
@@ -49,7 +50,7 @@ enum state {
 struct conn {
 	int fd;
 	unsigned number;
-	uint8_t state, held, queued, watching_out, chunked;
+	uint8_t state, held, queued, watching_out;
 	uint8_t in_head;          /* of an HTTP reply */
 	uint16_t used;            /* of `head` */
 	unsigned round;
@@ -206,7 +207,6 @@ static void begin_sending(struct conn *c)
 	c->state = BUSY;
 	c->used = 0;
 	c->got = 0;
-	c->chunked = 0;
 	c->in_head = plan.http;
 	c->sent = 0;
 	c->to_send = plan.head_length + plan.body_length;
@@ -293,14 +293,14 @@ static int as_expected(const struct conn *c, const char *data, size_t n)
 	if (!plan.http)
 		return same_message(c, data, n);
 	if (plan.pattern)
-		return c->chunked || sampled(data, n, c->got);
+		return sampled(data, n, c->got);
 	return !memcmp(data, &"ok\n"[c->got], n);
 }
 
 /* Part of the body; 0 when the exchange is over (or failed). */
 static int take_body(struct conn *c, const char *data, size_t n)
 {
-	if (!plan.endless && c->got + n > plan.reply_length) {
+	if (c->got + n > plan.reply_length) {
 		complain(E_CORRUPT, "connection %u: more than the %llu bytes due", c->number,
 			 (unsigned long long)plan.reply_length);
 		fail(c);
@@ -316,7 +316,7 @@ static int take_body(struct conn *c, const char *data, size_t n)
 	c->moved = loop_now;
 	if (plan.kind == GET || plan.kind == STREAM)
 		totals.bytes += n;
-	if (c->got < plan.reply_length || plan.endless || plan.close)
+	if (c->got < plan.reply_length || plan.close)
 		return 1;
 	if (c->sent < c->to_send) {
 		complain(E_SHORT, "connection %u: answered before all was sent", c->number);
@@ -334,13 +334,11 @@ static int take_reply(struct conn *c, const struct head *head, size_t size)
 
 	if (plan.kind == SINK) {
 		complain(E_SHORT, "connection %u: answered before all was sent", c->number);
-	} else if (!plan.endless && head->length != (int64_t)plan.reply_length &&
-		   (head->length >= 0 || head->chunked || !plan.close)) {
+	} else if (head->length != (int64_t)plan.reply_length) {
 		complain(E_SHORT, "connection %u: a reply of %lld bytes (-1: not told) for %llu",
 			 c->number, (long long)head->length, (unsigned long long)plan.reply_length);
 	} else {
 		c->in_head = 0;
-		c->chunked = head->chunked;
 		return !rest && plan.reply_length ? 1 : take_body(c, c->head + size, rest);
 	}
 	fail(c);
@@ -659,7 +657,7 @@ static void finish_open_loop(struct conn *set, unsigned count)
 /* The load, with its two marks. */
 static struct outcome run(struct conn *set, unsigned count)
 {
-	int heavy = plan.endless || plan.reply_length > CHUNK || plan.body_length > CHUNK;
+	int heavy = plan.reply_length > CHUNK || plan.body_length > CHUNK;
 	int64_t begun = 0, ended, cpu = 0;
 	uint64_t bytes = 0;
 	struct outcome found = { .latency = &latency, .lag = &lag };
@@ -688,6 +686,10 @@ static struct outcome run(struct conn *set, unsigned count)
 		if (ended >= arrivals.end)
 			break;
 		step(set, count, begun ? arrivals.end : arrivals.begin);
+	}
+	if (pace == OPEN_LOOP) { /* those that only the end kept from being taken */
+		loop_now = ended;
+		dispatch(ended);
 	}
 	measuring = 0;
 	found.busy = ended > begun ? (double)(thread_ns() - cpu) / (ended - begun) : 0;

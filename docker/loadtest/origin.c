@@ -1,7 +1,6 @@
 /* The origin: HTTP/1.1 and raw echo, as cheap as it gets.
  *
  *   GET /bytes/N    N bytes of the pattern, with Content-Length
- *   GET /endless    the pattern until the client leaves: no length, Connection: close
  *   GET /ws         with an upgrade and the key of RFC 6455's example: echoes its messages
  *   GET anything    "ok\n"
  *   PUT, POST       with a Content-Length: reads the body, then "ok\n"; at /upload the body must be
@@ -34,7 +33,6 @@ struct served {
 	int fd;
 	enum mode mode;
 	int closing;           /* after the answer */
-	int endless;           /* SENDING: until the client leaves */
 	int checked;           /* BODY: 1 the body must be the pattern, -1 it was not */
 	uint32_t events;       /* what epoll watches */
 	uint64_t left, at;     /* of a body, sent or received */
@@ -46,8 +44,6 @@ struct served {
 };
 
 static const char OK_REPLY[] = "HTTP/1.1 200 OK\r\nContent-Length: 3\r\n\r\nok\n";
-static const char ENDLESS_REPLY[] =
-	"HTTP/1.1 200 OK\r\nContent-Type: application/octet-stream\r\nConnection: close\r\n\r\n";
 static const char WRONG_BODY[] =
 	"HTTP/1.1 422 Unprocessable Content\r\nContent-Length: 6\r\n\r\nwrong\n";
 static const char UPGRADED[] = "HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\n"
@@ -136,7 +132,7 @@ static int send_body(struct served *c, const char *head, size_t n)
 		c->left -= sent;
 	}
 	if (c->left) {
-		watch(c, EPOLLOUT | (c->endless ? EPOLLRDHUP : 0));
+		watch(c, EPOLLOUT);
 		return 1;
 	}
 	c->mode = READING;
@@ -250,14 +246,11 @@ static int answer(struct served *c, size_t n)
 {
 	struct request r = read_request(c->head, n);
 	int checked = !strncmp(r.target, "/upload ", 8), bytes = !strncmp(r.target, "/bytes/", 7);
-	int endless = !strncmp(r.target, "/endless ", 9);
-	uint64_t wanted = bytes ? strtoull(r.target + 7, NULL, 10) : ENDLESS;
 	char head[96];
 
 	c->used -= n;
 	memmove(c->head, c->head + n, c->used);
-	c->closing = r.closing || endless;
-	c->endless = endless;
+	c->closing = r.closing;
 	c->at = 0;
 	if (r.chunked)
 		return 0;
@@ -273,12 +266,10 @@ static int answer(struct served *c, size_t n)
 		memmove(c->head, c->head + here, c->used);
 		return going;
 	}
-	if (bytes || endless) {
-		c->left = wanted;
-		if (endless)
-			return send_body(c, ENDLESS_REPLY, sizeof ENDLESS_REPLY - 1);
+	if (bytes) {
+		c->left = strtoull(r.target + 7, NULL, 10);
 		n = snprintf(head, sizeof head, "HTTP/1.1 200 OK\r\nContent-Length: %llu\r\n\r\n",
-			     (unsigned long long)wanted);
+			     (unsigned long long)c->left);
 		return send_body(c, head, n);
 	}
 	if (r.upgrade)
@@ -332,7 +323,7 @@ static int serve(struct served *c, uint32_t events)
 		return flush(c) && (c->kept || c->mode == ECHOING ||
 				    (c->mode == WEBSOCKET ? read_messages(c, 0) : answer_all(c)));
 	if (c->mode == SENDING) {
-		if (events & (EPOLLRDHUP | EPOLLERR | EPOLLHUP))
+		if (events & (EPOLLERR | EPOLLHUP))
 			return 0;
 		return send_body(c, NULL, 0) && answer_all(c);
 	}

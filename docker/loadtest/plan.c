@@ -40,17 +40,16 @@ static void plan_messages(struct plan *plan)
 
 void make_plan(struct plan *plan, const struct options *o)
 {
-	static const char *const paths[] = { "/", "/upload", "/endless", "/upload", "", "/ws" };
+	static const char *const paths[] = { "/", "/upload", ENDLESS_PATH, "/upload", "", "/ws" };
 	const char *path = *o->path ? o->path : paths[o->kind];
 	int upload = o->kind == PUT || o->kind == SINK, n;
 
 	plan->kind = o->kind;
 	plan->close = o->close;
-	plan->endless = o->kind == STREAM || o->kind == SINK;
 	plan->http = o->kind != ECHO_ && o->kind != WS;
 	if (o->close && o->kind != GET)
 		errno = EINVAL, die("close=1 goes with kind=get");
-	if (plan->endless && o->rate > 0)
+	if ((o->kind == STREAM || o->kind == SINK) && o->rate > 0)
 		errno = EINVAL, die("what never ends has no rate");
 	if (upload) {
 		plan->body_length = o->kind == SINK ? ENDLESS : o->size;
@@ -67,8 +66,7 @@ void make_plan(struct plan *plan, const struct options *o)
 		errno = ENAMETOOLONG, die("path");
 	plan->head_length = n;
 	plan->reply_length = 3;
-	plan->pattern = o->kind == STREAM;
-	if (o->kind == GET && !strncmp(path, "/bytes/", 7)) {
+	if ((o->kind == GET || o->kind == STREAM) && !strncmp(path, "/bytes/", 7)) {
 		plan->pattern = 1;
 		plan->reply_length = strtoull(path + 7, NULL, 10);
 	}

@@ -19,7 +19,6 @@ enum { PERIOD_NS = SECOND / 20 };
 struct reader {
 	int fd;                      /* -1: failed */
 	unsigned number;
-	int chunked;
 	uint64_t got;                /* of the body */
 	int64_t moved;               /* the last progress */
 };
@@ -74,7 +73,11 @@ static void ask(struct reader *r, const struct options *o, const char *request)
 		fail(r);
 		return;
 	}
-	r->chunked = head.chunked;
+	if (head.length != (int64_t)ENDLESS) {
+		complain(E_SHORT, "reader %u: a reply of %lld bytes (-1: not told)", r->number,
+			 (long long)head.length);
+		fail(r);
+	}
 }
 
 /* What is due of its rate. */
@@ -92,7 +95,7 @@ static void sip(struct reader *r, uint64_t due, int64_t now, int64_t longest)
 		} else if (n <= 0) {
 			complain(n ? E_RESET : E_SHORT, "reader %u: ended after %llu bytes", r->number,
 				 (unsigned long long)r->got);
-		} else if (!r->chunked && !sampled(scratch, n, r->got)) {
+		} else if (!sampled(scratch, n, r->got)) {
 			complain(E_CORRUPT, "reader %u: other bytes than sent after %llu bytes", r->number,
 				 (unsigned long long)r->got);
 		} else {
@@ -129,15 +132,12 @@ void slow(const struct options *o)
 {
 	struct reader *readers = calloc(o->connections, sizeof *readers);
 	struct outcome found = { .seconds = o->seconds };
-	char request[512];
+	static const char request[] = "GET " ENDLESS_PATH " HTTP/1.1\r\nHost: loadtest\r\n\r\n";
 	int64_t t0, begin, end, cpu;
 	uint64_t bytes;
 
 	if (!readers)
 		die("calloc");
-	if (snprintf(request, sizeof request, "GET %s HTTP/1.1\r\nHost: loadtest\r\n\r\n",
-		     *o->path ? o->path : "/endless") >= (int)sizeof request)
-		errno = ENAMETOOLONG, die("path");
 	for (unsigned i = 0; i < o->connections; i++) {
 		readers[i].number = i;
 		ask(&readers[i], o, request);

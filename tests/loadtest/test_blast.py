@@ -99,6 +99,7 @@ def test_open_loop_sends_what_is_due_and_no_more(program: Path, origin: Origin, 
     to = origin.echo if load.kind == "echo" else origin.http
     result = clean(blast.measure(program, replace(load, to=(to,), **SHORT)))
     assert abs(result.done - load.rate * SHORT["seconds"]) <= 1
+    assert result.unsent == 0
     assert result.seconds == SHORT["seconds"]
     assert result.lag_us > 0
 

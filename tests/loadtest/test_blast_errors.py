@@ -16,6 +16,8 @@ from loadtest.blast import Load, Slow
 
 pytestmark = pytest.mark.net
 
+ENDLESS = b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n" % 2**50
+
 
 def then_reset(client: socket.socket) -> None:
     head_of(client)
@@ -144,12 +146,22 @@ CASES: dict[str, tuple[Behaviour, Load, str]] = {
         "corrupt",
     ),
     "a stream that ends": (
-        saying(b"HTTP/1.1 200 OK\r\n\r\n", then_close=True),
+        saying(ENDLESS, then_close=True),
+        Load(to=(), kind="stream", connections=2),
+        "short",
+    ),
+    "a stream without a length": (
+        saying(b"HTTP/1.1 200 OK\r\n\r\n"),
+        Load(to=(), kind="stream", connections=2),
+        "short",
+    ),
+    "a stream in chunks": (
+        saying(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n"),
         Load(to=(), kind="stream", connections=2),
         "short",
     ),
     "a stream that stops": (
-        saying(b"HTTP/1.1 200 OK\r\n\r\n"),
+        saying(ENDLESS),
         Load(to=(), kind="stream", connections=2, timeout=0.2),
         "timeout",
     ),
@@ -264,7 +276,7 @@ def test_those_under_way_at_the_end_are_waited_for(program: Path) -> None:
 def test_slow_readers_of_one_that_stops(program: Path) -> None:
     def behave(client: socket.socket) -> None:
         head_of(client)
-        client.sendall(b"HTTP/1.1 200 OK\r\n\r\n")
+        client.sendall(ENDLESS)
         head_of(client)
 
     with serving(behave) as address:
@@ -277,7 +289,7 @@ def test_slow_readers_of_one_that_stops(program: Path) -> None:
 def test_slow_readers_check_what_they_read(program: Path) -> None:
     def behave(client: socket.socket) -> None:
         head_of(client)
-        client.sendall(b"HTTP/1.1 200 OK\r\n\r\n" + bytes(5000))
+        client.sendall(ENDLESS + bytes(5000))
         head_of(client)
 
     with serving(behave) as address:
@@ -285,3 +297,13 @@ def test_slow_readers_check_what_they_read(program: Path) -> None:
             program, Slow(to=(address,), connections=2, bytes_per_second=10000, seconds=0.3)
         )
     assert result.errors["corrupt"] == 2
+
+
+def test_slow_readers_want_a_length(program: Path) -> None:
+    """As the others have it: chunks would be another load."""
+    chunked = saying(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n")
+    with serving(chunked) as address:
+        order = Slow(to=(address,), connections=2, bytes_per_second=1000, seconds=0.2)
+        result = blast.measure(program, order)
+    assert result.errors["short"] == 2
+    assert result.alive == 0
