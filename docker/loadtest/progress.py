@@ -36,6 +36,8 @@ def summary(sample: Sample) -> str:
     ):
         if key in figures:
             parts.append(form.format(figures[key]))
+    if sample.saturated:
+        parts.append("saturated")
     if sample.problems:
         parts.append(f"INVALID: {sample.problems[0]}")
     return "  ".join(parts)

@@ -77,9 +77,11 @@ class Sample:
     idle baseline and other users' processes; "own" the contender's processes; "rest" the machine
     less client and origins.
 
-    - rate            units per second (GB/s where the unit is GB); offered: the open loop's plan
+    - rate            units per second (GB/s where the unit is GB); offered: the open loop's plan,
+                      and unsent: how many of its units were due and never sent
     - gb_per_s        10^9 bytes of payload per second
-    - p50_us p90_us p99_us p999_us    from the planned moment; never at saturation
+    - p50_us p90_us p99_us p999_us    from the planned moment; never at saturation, and so not in an
+                      open loop that left some unsent
     - cpu_us cpu_own_us cpu_rest_us kthreads_us softirq_us    CPU microseconds per unit
     - cpu_gb cpu_own_gb cpu_rest_gb kthreads_gb softirq_gb    CPU seconds per GB
     - cpu_share cpu_own_share         of all processors together
@@ -111,6 +113,12 @@ class Sample:
     def valid(self) -> bool:
         """Whether it enters a median."""
         return not self.problems
+
+    @property
+    def saturated(self) -> bool:
+        """Whether an open loop asked for more than could be had. It is no error: rates and costs
+        stand. But its latencies grew for as long as it was measured."""
+        return self.figures.get("unsent", 0.0) > 0
 
 
 @dataclass(frozen=True, slots=True)

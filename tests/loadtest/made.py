@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 import random
+import re
 from collections.abc import Iterator
 
 from loadtest.contenders import CONTENDERS, Contender
@@ -31,7 +32,8 @@ RATES = {"request": 75_000, "connection": 14_000, "download": 9_000, "upload": 5
 
 
 def made(seed: int = 4, rounds: int = 5) -> Results:
-    """A run. Some samples are invalid, one contender's all of a workload."""
+    """A run. Some samples are invalid, one contender's all of a workload. Three of five rounds of
+    envoy-http's open loop at 80 % are saturated, and one of nginx-http's."""
     chance = random.Random(seed)
     samples = [
         sample
@@ -46,6 +48,9 @@ def made(seed: int = 4, rounds: int = 5) -> Results:
     for sample in samples:
         if (sample.workload, sample.contender) == ("upload-100m", "envoy-http"):
             sample.problems.append("kernel log: <nf_conntrack>: table full, dropping packet")
+        often = {"envoy-http": 3, "nginx-http": 1}.get(sample.contender, 0)
+        if (sample.workload, sample.load) == ("requests-50", "80") and sample.round <= often:
+            _saturate(sample)
     return Results(
         head=Head(
             date="2026-11-24 20:00 UTC",
@@ -117,6 +122,14 @@ def _samples(
                 figures[f"{name}_p50_us"] = 300 / speed
                 figures[f"{name}_p99_us"] = 2000 / speed * chance.gauss(1, 0.1)
         yield sample
+
+
+def _saturate(sample: Sample) -> None:
+    sample.figures = {
+        key: value for key, value in sample.figures.items() if not re.fullmatch(r"p\d+_us", key)
+    }
+    sample.figures["unsent"] = 812
+    sample.histogram = None
 
 
 def _latency(chance: random.Random, sample: Sample, middle: float, count: float) -> None:

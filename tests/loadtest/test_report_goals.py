@@ -72,6 +72,24 @@ OURS = "l7proxy-sockmap"
             run("echo-1", "50", p50_us={OURS: [90], "haproxy-tcp": [100]}),
             [("below haproxy-tcp", 0.9, True)],
         ),
+        (  # the round in which it was saturated counts as lost, not as not taken
+            run(
+                "echo-1",
+                "50",
+                p99_us={OURS: [90, 90], "haproxy-tcp": [100, 100, 100]},
+                unsent={OURS: [0, 0, 7], "haproxy-tcp": [0, 0, 0]},
+            ),
+            [("below haproxy-tcp", 0.9, True)],
+        ),
+        (
+            run(
+                "echo-1",
+                "50",
+                p99_us={OURS: [90], "haproxy-tcp": [100, 100, 100]},
+                unsent={OURS: [0, 7, 7], "haproxy-tcp": [0, 0, 0]},
+            ),
+            [("below haproxy-tcp", float("inf"), False)],
+        ),
         (  # 0.7 of the connections per CPU second: 1/0.7 of the CPU per connection
             run("connect", "saturation", cpu_us={OURS: [140], "haproxy-tcp": [100]}),
             [(f"0.70 {TIMES} haproxy-tcp or better", 1 / 1.4, True)],
@@ -175,6 +193,7 @@ def test_the_command_says_which_file_is_no_results(tmp_path, capsys, text):
         (99.94, "99.9"),
         (99.96, "100"),
         (12345.6, "12,346"),
+        (float("inf"), "saturated"),
     ],
 )
 def test_numbers_have_three_digits_that_count(value, said):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from dataclasses import dataclass, field
 from html.parser import HTMLParser
@@ -216,7 +217,29 @@ def test_numbers_of_a_table_are_the_statistics(page, results):
             where = Where(workload.name, load)
             for name in statistics.contenders(where):
                 spread = statistics.spread(where, name, "p99_us")
-                assert latencies[load, name] == (spread and spread.median)
+                finite = spread is not None and math.isfinite(spread.median)
+                assert latencies[load, name] == (spread.median if finite else None)
+
+
+def test_a_saturated_open_loop_has_no_latency_but_a_rate(page):
+    [figures, loops] = tables(section(page, "w-requests-50"))
+    rate, p99 = titles(loops).index("requests/s"), titles(loops).index("p99, µs")
+    [often, seldom] = [
+        row
+        for name in ("envoy-http", "nginx-http")
+        for row in rows(loops)
+        if [cell.text().strip() for cell in row[:2]] == [name, "80 %"]
+    ]
+    assert often[p99].text().split()[0] == "saturated"
+    assert number(often[rate]) is not None
+    assert often[-1].text() == seldom[-1].text() == "5/5"
+    assert number(seldom[p99]) is not None
+    assert seldom[p99].text().strip().endswith("saturated")  # the greatest of the spread
+    drawn = [figure.text() for figure in page.all("figure") if "at 80 % of" in figure.text()]
+    [drawn] = [text for text in drawn if "Small requests on 50" in text]
+    assert "envoy-http" not in drawn
+    assert "nginx-http" in drawn
+    assert "envoy-http" in figures.text()
 
 
 def test_no_latency_is_told_of_saturation(page, results):

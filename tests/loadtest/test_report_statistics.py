@@ -90,6 +90,34 @@ def test_the_best_peer_may_be_another_one_in_each_round():
     assert statistics.ratio_to_best(HERE, "a", "rate", "higher") == Spread(0.75, 0.5, 1.0, 2)
 
 
+def loop(name: str, number: int, p99: float | None) -> Sample:
+    """Of an open loop; None: saturated."""
+    one = sample(name, number, 80.0)
+    one.figures |= {"offered": 80.0, "unsent": 9} if p99 is None else {"p99_us": p99, "unsent": 0}
+    one.histogram = None if p99 is None else [(p99, 100)]
+    return one
+
+
+def test_a_saturated_latency_is_above_every_other():
+    few = [loop("ours", n, p99) for n, p99 in enumerate((10.0, None, 30.0, 20.0, None))]
+    many = [loop("a", n, p99) for n, p99 in enumerate((10.0, None, None, 20.0, None))]
+    statistics = Statistics(results(few + many))
+    assert statistics.spread(HERE, "ours", "p99_us") == Spread(30.0, 10.0, math.inf, 5)
+    assert statistics.spread(HERE, "ours", "rate") == Spread(80.0, 80.0, 80.0, 5)
+    assert statistics.spread(HERE, "a", "p99_us") == Spread(math.inf, 10.0, math.inf, 5)
+    told = [(50.0, Spread(30.0, 10.0, math.inf, 5))]
+    assert statistics.latency(HERE, "ours", [50.0]) == told
+    assert statistics.latency(HERE, "a", [50.0]) == []
+
+
+def test_who_was_saturated_loses_the_round_and_is_no_base():
+    ours = [loop("ours", n, p99) for n, p99 in enumerate((10.0, None, 10.0))]
+    base = [loop("a", n, p99) for n, p99 in enumerate((20.0, 20.0, None))]
+    statistics = Statistics(results(ours + base))
+    assert statistics.ratio(HERE, "ours", "p99_us", "a") == Spread(math.inf, 0.5, math.inf, 2)
+    assert statistics.best(HERE, "p99_us", "lower") == {0: 20.0, 1: 20.0, 2: math.inf}
+
+
 histograms = st.dictionaries(st.integers(1, 10_000), st.integers(1, 40), min_size=1, max_size=40)
 
 

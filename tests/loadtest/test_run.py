@@ -291,6 +291,8 @@ OPEN_LOOP, CLOSED_LOOP = Load(("x:1",), rate=1000.0), Load(("x:1",))
         (OPEN_LOOP, replace(RESULT, busy=0.97), USAGE, "the client was starved: 97% busy"),
         (CLOSED_LOOP, replace(RESULT, busy=0.97), USAGE, ""),
         (OPEN_LOOP, replace(RESULT, lag_us=6e3), USAGE, "the client was starved: its p99 was 6.0"),
+        (OPEN_LOOP, replace(RESULT, lag_us=6e3, done=60), USAGE, ""),  # no p99: one wake-up
+        (OPEN_LOOP, replace(RESULT, unsent=7), USAGE, ""),  # saturated, not invalid
         (OPEN_LOOP, RESULT, replace(USAGE, foreign=1.2), "other processes took 6% of the machine"),
         (OPEN_LOOP, RESULT, replace(USAGE, foreign=0.8), ""),
     ],
@@ -304,6 +306,42 @@ def test_validity(
     sampler._judge(sample, [order], [result], usage)
     assert sample.valid == (not said)
     assert "".join(sample.problems).startswith(said)
+
+
+@pytest.mark.parametrize(
+    ("clients", "processors", "starved"), [(1, 2, True), (2, 2, True), (4, 2, False), (4, 8, True)]
+)
+def test_clients_that_share_a_processor_may_wait_for_each_other(
+    clients: int, processors: int, starved: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(meter, "PROCESSORS", processors)
+    sample = Sample("mix", "direct", 1, None)
+    sampler = sampling.Sampler(_bench(FakeHost()), FakeRunning())
+    late = [replace(RESULT, lag_us=9e3)] * clients
+    sampler._judge(sample, [OPEN_LOOP] * clients, late, USAGE)
+    assert sample.valid != starved
+
+
+def test_a_saturated_open_loop_has_no_latency(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(meter, "PROCESSORS", 2)
+    sampler = sampling.Sampler(_bench(FakeHost()), FakeRunning())
+    for unsent, told in ((0, True), (1, False)):
+        sample = Sample("requests-50", "direct", 1, "80")
+        result = replace(RESULT, unsent=unsent)
+        sampler._judge(sample, [OPEN_LOOP], [result], USAGE)
+        sampler._latency(sample, result)
+        assert sample.valid
+        assert sample.saturated != told
+        assert ("p99_us" in sample.figures) == (sample.histogram is not None) == told
+
+
+def test_a_closed_loop_leaves_nothing_unsent(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(meter, "PROCESSORS", 2)
+    sample = Sample("requests-50", "direct", 1, "saturation")
+    sampler = sampling.Sampler(_bench(FakeHost()), FakeRunning())
+    sampler._judge(sample, [CLOSED_LOOP], [RESULT], USAGE)
+    assert not sample.saturated
+    assert "unsent" not in sample.figures
 
 
 def test_costs_are_per_unit_and_per_gigabyte(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
@@ -149,6 +150,7 @@ class OpenLoops:
                     step.short,
                 )
                 for step in steps
+                if math.isfinite(step.p99)
             ]
             latency.append(Line(style, slow, limit))
             rows += [step.row(name) for step in steps]
@@ -170,6 +172,11 @@ class OpenLoops:
             achieved,
             diagonal=True,
         )
+        figures = [
+            Figure(offered, "Achieved against offered; the last, ringed, is saturation", table)
+        ]
+        if not p99s:  # all of them were saturated
+            return figures
         tail = Lines(
             f"{workload.title}: p99 against throughput",
             "The 99th percentile of latency at shares of each contender's knee, over the "
@@ -178,10 +185,8 @@ class OpenLoops:
             logarithmic("p99 latency", max(min(p99s), 1.0), max(p99s), duration),
             latency,
         )
-        return [
-            Figure(offered, "Achieved against offered; the last, ringed, is saturation", table),
-            Figure(tail, "p99 against throughput; the tick at the top is saturation", table),
-        ]
+        told = "p99 against throughput; the tick at the top is saturation"
+        return [*figures, Figure(tail, told, table)]
 
     def _step(self, where: Where, name: str) -> _Step | None:
         found = [self._statistics.spread(where, name, k) for k in ("offered", "rate", "p99_us")]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
+from math import isfinite
 from pathlib import Path
 from xml.etree.ElementTree import Element
 
@@ -185,7 +186,7 @@ def _section(key: str, title: str) -> Element:
 
 def _cell(cell: Cell) -> Element:
     text = node("span", cell.text)
-    if cell.value is not None:
+    if cell.value is not None and isfinite(cell.value):
         text = node("data", cell.text, value=repr(cell.value))
     if cell.span:
         return node("span", text, " ", node("small", cell.span))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from math import isinf
+
 from .statistics import Spread
 
 NBSP = "\N{NO-BREAK SPACE}"
@@ -9,9 +11,14 @@ EN_DASH = "\N{EN DASH}"
 TIMES = "\N{MULTIPLICATION SIGN}"
 MICRO = "\N{MICRO SIGN}"
 
+# What is read for an infinite latency (see `statistics`).
+SATURATED = "saturated"
+
 
 def number(value: float) -> str:
     """12,345 or 123 or 12.3 or 1.23 or 0.123; never an exponent."""
+    if isinf(value):
+        return SATURATED
     size = abs(value)
     if size >= 99.95:
         return f"{value:,.0f}"
@@ -38,6 +45,8 @@ def span(spread: Spread, *, factor: bool = False) -> str:
 
 def duration(us: float) -> str:
     """Microseconds with the unit that suits them."""
+    if isinf(us):
+        return SATURATED
     for limit, unit in ((1e6, "s"), (1e3, "ms")):
         if us >= limit:
             return f"{short(us / limit)}{NBSP}{unit}"

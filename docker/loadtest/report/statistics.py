@@ -6,6 +6,10 @@ Rules:
 - A ratio is taken within a round and then the median of the ratios is told, never the ratio of two
   medians: what drifted between rounds drifted for both.
 - The best peer is the best of its round, for this figure: another one may win the next round.
+- The latency of an open loop that was saturated is above any other: it is infinite. So it is in the
+  median as what it was, and is never quoted: where half of the rounds or more were saturated there
+  is no number, and who was saturated now and then is not told by its better rounds alone. Of a
+  ratio, a round whose base was saturated says nothing.
 - A spread is the least and the greatest of what the median was taken of. With five rounds a
   quartile would be one sample all the same.
 """
@@ -13,6 +17,7 @@ Rules:
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import median
@@ -22,6 +27,8 @@ from loadtest.results import Results, Sample
 
 Better = Literal["higher", "lower"]
 DIRECT = "direct"
+
+LATENCY = re.compile(r"(\w+_)?p\d+_us")
 
 # Fewer latencies than this beyond a percentile, and it would be the story of a few of them.
 TAIL = 5
@@ -91,9 +98,9 @@ class Statistics:
     def values(self, where: Where, contender: str, key: str) -> dict[int, float]:
         """A figure by round."""
         return {
-            sample.round: sample.figures[key]
+            sample.round: value
             for sample in self.valid(where, contender)
-            if math.isfinite(sample.figures.get(key, math.nan))
+            if not math.isnan(value := _figure(sample, key))
         }
 
     def spread(self, where: Where, contender: str, key: str) -> Spread | None:
@@ -103,7 +110,8 @@ class Statistics:
     def ratio(self, where: Where, contender: str, key: str, base: str) -> Spread | None:
         """Contender / base within each round that has both; None without such a round.
 
-        A round in which the base is not above zero (memory that shrank) says nothing.
+        A round in which the base is not above zero (memory that shrank), or is infinite, says
+        nothing.
         """
         return _ratios(self.values(where, contender, key), self.values(where, base, key))
 
@@ -126,13 +134,18 @@ class Statistics:
     def latency(
         self, where: Where, contender: str, percentiles: Sequence[float]
     ) -> list[tuple[float, Spread]]:
-        """(percentile, latency in us over the rounds), as far into the tail as samples reach."""
-        histograms = [s.histogram for s in self.valid(where, contender) if s.histogram]
+        """(percentile, latency in us over the rounds), as far into the tail as samples reach;
+        nothing where half of the rounds or more were saturated."""
+        valid = self.valid(where, contender)
+        histograms = [s.histogram for s in valid if s.histogram]
+        infinite = [math.inf for s in valid if s.saturated]
         told = []
         for percentile in percentiles:
             found = [quantile(histogram, percentile) for histogram in histograms]
-            spread = Spread.of(value for value in found if value is not None)
-            if spread is not None and spread.count == len(histograms):
+            spread = Spread.of([*(value for value in found if value is not None), *infinite])
+            if spread is None or not math.isfinite(spread.median):
+                continue
+            if spread.count == len(histograms) + len(infinite):
                 told.append((percentile, spread))
         return told
 
@@ -181,6 +194,15 @@ def quantile(histogram: Sequence[tuple[float, int]], percentile: float) -> float
     return None
 
 
+def _figure(sample: Sample, key: str) -> float:
+    """NaN where it has none."""
+    if sample.saturated and LATENCY.fullmatch(key):
+        return math.inf
+    return sample.figures.get(key, math.nan)
+
+
 def _ratios(ours: Mapping[int, float], theirs: Mapping[int, float]) -> Spread | None:
     both = sorted(ours.keys() & theirs.keys())
-    return Spread.of(ours[number] / theirs[number] for number in both if theirs[number] > 0)
+    return Spread.of(
+        ours[number] / theirs[number] for number in both if 0 < theirs[number] < math.inf
+    )
