@@ -8,10 +8,10 @@ import sys
 from collections.abc import Callable, Sequence
 
 from l7proxy import __version__
-from l7proxy.commands import check, diff, doctor, explain, reload, run, schema
+from l7proxy.commands import check, diff, doctor, explain, health, reload, run, schema
 from l7proxy.errors import L7ProxyError
 
-_VERBS = (run, reload, check, explain, diff, schema, doctor)
+_VERBS = (run, reload, health, check, explain, diff, schema, doctor)
 
 _ABOUT = """\
 l7proxy is a layer-7 TCP proxy. It reads the first request of a connection, decides from a policy

@@ -80,16 +80,16 @@ def ask(admin: str) -> dict[str, Any]:
     import http.client
     import json
 
-    connection = _connection(admin)
+    asked = connection(admin)
     try:
-        connection.request("POST", "/reload", headers={"X-L7proxy": "1"})
-        response = connection.getresponse()
+        asked.request("POST", "/reload", headers={"X-L7proxy": "1"})
+        response = asked.getresponse()
         body = response.read()
     except (OSError, http.client.HTTPException) as error:
         said = getattr(error, "strerror", None) or str(error) or type(error).__name__
         raise ReloadError(f"--admin {admin}: {said.lower()}; does l7proxy run there?") from error
     finally:
-        connection.close()
+        asked.close()
     try:
         outcome: dict[str, Any] = json.loads(body)
     except ValueError:
@@ -98,7 +98,8 @@ def ask(admin: str) -> dict[str, Any]:
     return outcome
 
 
-def _connection(admin: str) -> http.client.HTTPConnection:
+def connection(admin: str, seconds: float = _SECONDS) -> http.client.HTTPConnection:
+    """A connection to the admin server there, not made yet. Raises ReloadError."""
     import http.client
     import socket
 
@@ -108,12 +109,12 @@ def _connection(admin: str) -> http.client.HTTPConnection:
         class UnixConnection(http.client.HTTPConnection):
             def connect(self) -> None:
                 self.sock = socket.socket(socket.AF_UNIX)
-                self.sock.settimeout(_SECONDS)
+                self.sock.settimeout(seconds)
                 self.sock.connect(path)
 
-        return UnixConnection("localhost", timeout=_SECONDS)
+        return UnixConnection("localhost", timeout=seconds)
     try:
-        return http.client.HTTPConnection(admin, timeout=_SECONDS)
+        return http.client.HTTPConnection(admin, timeout=seconds)
     except http.client.InvalidURL as error:
         raise ReloadError(f"--admin {admin}: {error}") from error
 

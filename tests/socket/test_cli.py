@@ -156,7 +156,7 @@ def test_help_needs_neither_network_nor_yaml_nor_libbpf() -> None:
         [sys.executable, "-c", script], capture_output=True, text=True, timeout=20
     )
     assert done.returncode == 0, done.stderr
-    for command in ("run", "reload", "check", "explain", "diff", "schema", "doctor"):
+    for command in ("run", "reload", "health", "check", "explain", "diff", "schema", "doctor"):
         assert command in done.stdout
 
 
