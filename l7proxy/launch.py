@@ -103,6 +103,7 @@ def run(options: Options) -> int:
         print(first.text, file=sys.stderr, flush=True)
     if first.policy < 0:
         return EXIT_FAILED
+    privileges.use_permitted()
     account = privileges.account(options.user)
     workers = options.workers or len(os.sched_getaffinity(0))
     _, files = privileges.raise_nofile()

@@ -15,6 +15,7 @@ from l7proxy import __version__
 from l7proxy.doctor.capacity import capacity
 from l7proxy.doctor.checks import Check, State
 from l7proxy.doctor.splicing import Proof, prove_kernel, prove_sockmap, requirements, self_test
+from l7proxy.net import privileges
 
 __all__ = ["Check", "Diagnosis", "State", "diagnose", "main", "prove_sockmap"]
 
@@ -60,6 +61,7 @@ def diagnose(root: str = "/", prove: Callable[[], Proof] = prove_kernel) -> Diag
 
 def main(as_json: bool, write: Callable[[str], object] = print) -> int:
     """Print the diagnosis; 0 when l7proxy can splice, else 1."""
+    privileges.use_permitted()
     found = diagnose()
     write(found.as_json() if as_json else found.as_text())
     return 0 if found.can_splice else 1

@@ -19,6 +19,11 @@ CAPABILITIES_REMEDY = (
     "start l7proxy with sudo (workers give everything up), or in a container with"
     " --cap-add BPF --cap-add NET_ADMIN --cap-add PERFMON"
 )
+_NO_NEW_PRIVILEGES = (
+    "no_new_privs is set, so the capabilities of the program's file have no effect: allow privilege"
+    " escalation (Kubernetes: allowPrivilegeEscalation: true; docker: without --security-opt"
+    " no-new-privileges), or run it as user 0 with these capabilities alone"
+)
 
 
 class Behaviour(Protocol):
@@ -63,7 +68,7 @@ def prove_sockmap(prove: Callable[[], Proof] = prove_kernel) -> None:
     missing = privileges.missing_for_splicing(privileges.held())
     if missing:
         names = ", ".join(f"CAP_{name}" for name in missing)
-        raise DatapathUnavailable(f"missing {names}", CAPABILITIES_REMEDY)
+        raise DatapathUnavailable(f"missing {names}", _remedy())
     result = prove()
     if not result.ok:
         failed = "; ".join(f"{one.name}: {one.detail}" for one in result.checks if not one.ok)
@@ -138,9 +143,11 @@ def _capabilities() -> Check:
     value = " ".join(name for name in wanted if name in capabilities) or "none"
     if not missing:
         return Check("capabilities", State.OK, value)
-    return Check(
-        "capabilities", State.FAIL, f"{value}; missing {' '.join(missing)}", CAPABILITIES_REMEDY
-    )
+    return Check("capabilities", State.FAIL, f"{value}; missing {' '.join(missing)}", _remedy())
+
+
+def _remedy() -> str:
+    return _NO_NEW_PRIVILEGES if privileges.are_withheld() else CAPABILITIES_REMEDY
 
 
 def _unprivileged_bpf(root: Path) -> Check:

@@ -55,6 +55,29 @@ def held(status: str = "/proc/self/status") -> frozenset[str]:
     return frozenset(name for name, number in _NUMBERS.items() if bits >> number & 1)
 
 
+def use_permitted() -> None:
+    """Make every permitted capability effective.
+
+    A file may permit capabilities without the bit that makes them effective at once: with that bit,
+    execve(2) fails where the bounding set (a container's) lacks one of them, and without it, we run
+    and relay. See docker/Dockerfile.
+    """
+    status = "/proc/self/status"
+    permitted, inheritable = (_status_field(status, name) for name in ("CapPrm", "CapInh"))
+    if permitted != _status_field(status, "CapEff"):
+        _capset(permitted, permitted, inheritable)
+
+
+def are_withheld() -> bool:
+    """Whether capabilities of the program's file had no effect: no_new_privs was set before."""
+    if not _status_field("/proc/self/status", "NoNewPrivs"):
+        return False
+    try:
+        return bool(os.getxattr("/proc/self/exe", "security.capability"))
+    except OSError:
+        return False
+
+
 def missing_for_splicing(capabilities: frozenset[str]) -> tuple[str, ...]:
     """What is missing to load the verdict program; empty when it can be loaded.
 
@@ -191,8 +214,15 @@ def _clear_ambient_and_bounding() -> None:
 
 
 def _clear_capabilities() -> None:
+    _capset(0, 0, 0)
+
+
+def _capset(effective: int, permitted: int, inheritable: int) -> None:
     header = _Header(_VERSION_3, 0)
-    nothing = (_Data * 2)()
-    if _libc().capset(ctypes.byref(header), nothing) < 0:
+    low, high = (
+        [n >> shift & 0xFFFFFFFF for n in (effective, permitted, inheritable)] for shift in (0, 32)
+    )
+    data = (_Data * 2)(_Data(*low), _Data(*high))
+    if _libc().capset(ctypes.byref(header), data) < 0:
         number = ctypes.get_errno()
         raise OSError(number, os.strerror(number))

@@ -40,6 +40,28 @@ def status() -> dict[str, str]:
 
 
 @needs_root
+def test_what_is_permitted_becomes_effective() -> None:
+    def action() -> object:
+        before = status()["CapPrm"]
+        privileges._capset(0, int(before, 16), 0)
+        none = privileges.held()
+        privileges.use_permitted()
+        found = status()
+        return [len(none), found["CapEff"] == before, found["CapPrm"] == before]
+
+    assert in_child(action) == [0, True, True]
+
+
+def test_where_nothing_is_permitted_nothing_is_used() -> None:
+    def action() -> object:
+        privileges._capset(0, 0, 0)
+        privileges.use_permitted()
+        return sorted(privileges.held())
+
+    assert in_child(action) == []
+
+
+@needs_root
 def test_root_becomes_another_user_without_any_capability() -> None:
     def action() -> object:
         privileges.drop(Account("someone", 12345, 12346))
