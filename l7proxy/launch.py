@@ -64,6 +64,7 @@ class Options:
     access_log: str = "-"
     drain_delay: float = 0.0
     drain_seconds: float = 30.0
+    drain_idle: float = 1.0
     user: str | None = None
     log_level: str = "info"
     watch: bool = False
@@ -142,6 +143,7 @@ def run(options: Options) -> int:
             control_fd=control_fd,
             health=health.slot(slot),
             resolved=reloader.resolved,
+            drain_idle=options.drain_idle,
         )
         os.close(serving.policy)
         return worker.run(setup)

@@ -73,6 +73,14 @@ def add(commands: Subparsers) -> None:
         help="how long live connections may go on after that (default: 30)",
     )
     run.add_argument(
+        "--drain-idle",
+        type=_seconds,
+        default=1.0,
+        metavar="S",
+        help="meanwhile, a kept-alive HTTP connection through which nothing has gone for so long is"
+        " ended between two requests (default: 1)",
+    )
+    run.add_argument(
         "--user",
         help="whom workers become when started as root (default: nobody; root: stay root, without"
         " any capability)",
@@ -103,6 +111,7 @@ def _run(options: argparse.Namespace) -> int:
             access_log=options.access_log,
             drain_delay=options.drain_delay,
             drain_seconds=options.drain_seconds,
+            drain_idle=options.drain_idle,
             user=options.user,
             log_level=options.log_level,
             watch=options.watch,

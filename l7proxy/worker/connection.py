@@ -51,6 +51,7 @@ class Connection:
         "client_host",
         "copied",
         "dialing",
+        "dismissed",
         "early_answer",
         "early_in",
         "early_out",
@@ -69,6 +70,7 @@ class Connection:
         "splicer_index",
         "tick",
         "timeouts",
+        "upgrades",
         "worker",
     )
 
@@ -97,6 +99,8 @@ class Connection:
         self.copied = False
         self.spliceable = not listener.front.is_unix  # the kernel may move the bytes
         self.brief = False  # the backend was asked to close when it has answered
+        self.upgrades = False  # the client wishes to speak something else: see `farewell`
+        self.dismissed = False  # the backend was told that nothing more comes: see `farewell`
         self.timeouts = listener.timeouts
         self.opening: Opening | None = Opening(self)
         self.sending: Sending | None = None
@@ -261,7 +265,7 @@ class Connection:
         if side is Side.BACKEND and self._backend_was_silent():
             self._backend_silent()
             return
-        if self.session.finished:
+        if self.session.finished or (self.dismissed and side is Side.BACKEND):
             self.on(Event.FINISHED)
             return
         try:

@@ -114,6 +114,7 @@ class Deciding:
         connection.spliceable &= decision.splice is not Splice.NEVER
         connection.dialing.choose(decision, head, connection.client_host, None)
         connection.brief = one_request or not head.keep_alive
+        connection.upgrades = head.upgrade is not None
         upgrades = decision.splice is Splice.UPGRADE
         self._go(route, outgoing + surplus, body_left=body_left, upgrades=upgrades)
         connection.on(Event.ROUTED)

@@ -25,11 +25,11 @@ from l7proxy.datapath.relay import Relays
 from l7proxy.errors import Reason
 from l7proxy.model import Backend
 from l7proxy.net.process import STOP
-from l7proxy.session import State
 from l7proxy.telemetry.counters import Counter
 from l7proxy.telemetry.log import event
 from l7proxy.worker.accepting import Accepting
 from l7proxy.worker.connection import Connection
+from l7proxy.worker.farewell import Farewell
 from l7proxy.worker.first import LITTLE
 from l7proxy.worker.groups import Group
 from l7proxy.worker.reloading import Reloading
@@ -86,6 +86,7 @@ class Worker:
         self._graves: list[socket.socket] = []
         self._released: list[int] = []
         self._refusals: set[str] = set()
+        self._farewell = Farewell(self, setup.drain_idle)
         self._stops = 0
         self._dropped = 0
         self._exit: int | None = None
@@ -299,13 +300,16 @@ class Worker:
 
     def _stop(self, *, first: bool) -> None:
         self.accepting.stop()
-        if not first:
-            self._exit = RESET if self._connections else DRAINED
-        for connection in list(self._connections):
-            if not first:
-                self._guard_call(connection, partial(connection.abort, Reason.DRAIN_DEADLINE))
-            elif connection.session.state is State.HEAD and connection.early_in == 0:
-                self._guard_call(connection, partial(connection.abort, Reason.CLIENT_CLOSED))
+        if first:
+            self._farewell.begin()
+            return
+        self._exit = RESET if self._connections else DRAINED
+        for connection in self.connections():
+            self._guard_call(connection, partial(connection.abort, Reason.DRAIN_DEADLINE))
+
+    def connections(self) -> list[Connection]:
+        """Those that live now."""
+        return list(self._connections)
 
     def orphaned(self) -> None:
         """The supervisor is gone: leave at once. Every open connection is reset, none cut clean."""

@@ -22,7 +22,7 @@ class WorkerSetup:
     stand in `sockets` by number and which all workers share (`net.listen` has set on them what
     accepted sockets inherit), and their rows of `counters`. `splicer` is None where pairs are
     relayed. The supervisor holds the other end of the channel `control_fd`: EOF on it means that
-    the supervisor is gone.
+    the supervisor is gone. `drain_idle`: seconds, see `worker.farewell`.
     """
 
     slot: int
@@ -36,3 +36,4 @@ class WorkerSetup:
     control_fd: int
     health: HealthSlot
     resolved: Mapping[str, Sequence[str]] = field(default_factory=dict)
+    drain_idle: float = 1.0
