@@ -345,9 +345,10 @@ class Supervisor:
         self._on_drain()
         self._signal_all(process.STOP)
         while self.running and not drain.insists and drain.left:
-            if not await self._until(
+            done = await self._until(
                 lambda: not self.running or drain.insists, min(drain.left, PROGRESS)
-            ):
+            )
+            if not done and drain.left:
                 drain.tell("draining", workers=self.running, seconds_left=f"{drain.left:.0f}")
         if self.running:
             why = "second signal" if drain.insists else "deadline"

@@ -6,13 +6,18 @@ import http.client
 import re
 import signal
 import socket
+import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from contextlib import closing
+from pathlib import Path
 
 import pytest
 from proxy import Proxy, until
 from servers import Server
+
+from l7proxy import supervisor
 
 pytestmark = pytest.mark.net
 
@@ -118,3 +123,25 @@ def test_a_second_signal_with_nobody_left_resets_nobody(policy: str) -> None:
         until(lambda: proxy.stats()["draining"], "the drain has begun")
         proxy.signal(signal.SIGTERM)
         assert proxy.wait() == 0
+
+
+def test_exit_codes_are_told_where_people_look() -> None:
+    codes = {value for name, value in vars(supervisor).items() if name.startswith("EXIT_")}
+    assert codes == {0, 1, 3, 4}
+    told = subprocess.run(
+        [sys.executable, "-m", "l7proxy", "run", "--help"],
+        capture_output=True,
+        text=True,
+        check=True,
+        timeout=30,
+    ).stdout
+    readme = (Path(__file__).parents[2] / "README.md").read_text()
+    for code in codes | {2}:  # argparse's own
+        assert re.search(rf"^  {code}  \w", told, re.MULTILINE)
+        assert f"\n| {code} | " in readme
+    assert (
+        subprocess.run(
+            [sys.executable, "-m", "l7proxy", "run"], capture_output=True, check=False, timeout=30
+        ).returncode
+        == 2
+    )
