@@ -35,6 +35,7 @@ from l7proxy.net.systemd import Manager, take_passed
 from l7proxy.operations import Operations
 from l7proxy.probing import Backends
 from l7proxy.reload import NAMES_SECONDS, Reloader
+from l7proxy.scraping import Boards, Scraper
 from l7proxy.serving import tell
 from l7proxy.supervisor import EXIT_FAILED, Supervisor
 from l7proxy.telemetry import log as operational
@@ -110,6 +111,7 @@ def run(options: Options) -> int:
     _, files = privileges.raise_nofile()
     wanted = _wanted(options.datapath)
     shared = SharedCounters(workers)
+    boards = Boards.make(workers)
     health = HealthBoard(workers + 2)  # a slot for each worker, the prober, and the supervisor
     reloader = Reloader(options.policy, first, Rows(shared), activation)
     for unused in activation.unused(reloader.serving.manifest.listeners):
@@ -139,6 +141,7 @@ def run(options: Options) -> int:
             splicer=way.splicer(slot),
             datapath=way.datapath,
             counters=shared.slot(slot),
+            meter=boards.meter(slot, shared.slot(slot).view),
             access_log=access_log,
             control_fd=control_fd,
             health=health.slot(slot),
@@ -163,6 +166,8 @@ def run(options: Options) -> int:
     def ended(slot: int) -> int:
         reloader.on_exit(slot)
         health.reconcile(slot)
+        if slot < workers:
+            boards.reconcile(slot)
         return shared.reconcile(slot) if slot < workers else 0  # the prober has no connections
 
     def hangup() -> None:
@@ -200,7 +205,9 @@ def run(options: Options) -> int:
     )
     reloader.on_request = managing.reloading
     backends = Backends(health.slot(workers + 1))
-    return asyncio.run(_serve(options, supervisor, reloader, way, shared, backends, seen, managing))
+    return asyncio.run(
+        _serve(options, supervisor, reloader, way, shared, boards, backends, seen, managing)
+    )
 
 
 async def _serve(
@@ -209,6 +216,7 @@ async def _serve(
     reloader: Reloader,
     way: _Way,
     shared: SharedCounters,
+    boards: Boards,
     backends: Backends,
     seen: Fingerprint,
     managing: Managing,
@@ -217,10 +225,12 @@ async def _serve(
 
     def stats() -> dict[str, Any]:
         found = collect(supervisor, reloader, way, shared, time.monotonic() - begun)
-        serving = reloader.serving
-        told = backends.stats(serving.number, serving.policy, reloader.resolved)
-        found |= {"backends": told}
+        found |= {"backends": groups()}
         return found | {"condition": condition(found)}
+
+    def groups() -> dict[str, Any]:
+        serving = reloader.serving
+        return backends.stats(serving.number, serving.policy, reloader.resolved)
 
     async def first() -> None:
         serving = reloader.serving
@@ -240,6 +250,7 @@ async def _serve(
 
     router = Router()
     Operations(supervisor, reloader, stats).add_to(router)
+    Scraper(supervisor, reloader, shared, boards, way.splicers, way.datapath, groups).add_to(router)
     admin = Admin(router)
     admin_socket = open_admin(options.admin) if options.admin else None
     beside = [asyncio.create_task(_watch(shared)), asyncio.create_task(managing.beat())]

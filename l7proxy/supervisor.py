@@ -105,6 +105,7 @@ class Supervisor:
         self._changed = asyncio.Event()
         self._keep = process.descriptors() - inherited()
         self.restarts = 0
+        self.lost = 0  # connections that died with their worker
 
     @property
     def configured(self) -> int:
@@ -139,6 +140,11 @@ class Supervisor:
     def pids(self) -> tuple[int, ...]:
         """Process ids of the workers that live, by slot."""
         return tuple(slot.pid for slot in self._slots if slot.pid)
+
+    @property
+    def places(self) -> tuple[tuple[int, int], ...]:
+        """Slot and process id of the workers that live."""
+        return tuple((slot.number, slot.pid) for slot in self._slots if slot.pid)
 
     def drain(self) -> None:
         """Begin to end, unless that has begun: what `POST /drain` does, and a first signal."""
@@ -274,6 +280,7 @@ class Supervisor:
         hung_up = not slot.is_connected
         slot.ended()
         lost = self._on_exit(slot.number)
+        self.lost += lost
         if slot is self._prober:
             level = logging.ERROR if self._is_probing else logging.DEBUG
         elif self._drain.is_closing:

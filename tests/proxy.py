@@ -187,6 +187,18 @@ class Proxy:
             found: dict[str, Any] = json.loads(connection.getresponse().read())
         return found
 
+    def get(self, path: str, **headers: str) -> tuple[int, dict[str, str], bytes]:
+        """Status, headers and body of what the admin server answers."""
+        connection = _UnixConnection(str(self.admin))
+        with contextlib.closing(connection):
+            connection.request("GET", path, headers=headers)
+            response = connection.getresponse()
+            return response.status, dict(response.getheaders()), response.read()
+
+    def policy(self) -> str:
+        """What is in the policy's file."""
+        return self._policy.read_text()
+
     def write(self, policy: str) -> None:
         """Put another policy into its file, in one step."""
         new = self._policy.with_suffix(".new")

@@ -63,6 +63,7 @@ class Record:
     datapath: str = ""
     head_ms: float | None = None
     dial_ms: float | None = None
+    first_byte_ms: float | None = None
     splice_ms: float | None = None
     total_ms: float | None = None
     bytes_in: int = 0

@@ -88,7 +88,7 @@ class Accepting:
             if listener.passed:
                 prepare_late(client)
             if near and worker.is_full(listener.row, most):
-                worker.refuse(client, Reason.CONNECTION_LIMIT)
+                worker.refuse(client, listener.name, Reason.CONNECTION_LIMIT)
                 continue
             worker.began(Connection(worker, listener, client, address), listener.row)
         return True
@@ -114,7 +114,7 @@ class Accepting:
         try:
             while shed < SHED_BATCH:
                 client, _ = listener.sock.accept()
-                self._worker.refuse(client, Reason.DESCRIPTORS)
+                self._worker.refuse(client, listener.name, Reason.DESCRIPTORS)
                 shed += 1
         except OSError:
             pass

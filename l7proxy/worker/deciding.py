@@ -73,7 +73,7 @@ class Deciding:
         """Decide about a request."""
         connection, record = self._connection, self._connection.record
         front = connection.listener.front
-        record.head_ms = connection.elapsed()
+        connection.note_head()
         record.method, record.host, record.path = head.method, head.host, head.path
         peer = connection.client_host  # as a PROXY header said, if there was one
         trusted = self._trusted = not front.knows(peer)
@@ -123,7 +123,7 @@ class Deciding:
         """Decide about a stream; `outgoing` is what was read of it."""
         connection, record = self._connection, self._connection.record
         if hello is not None:
-            record.head_ms = connection.elapsed()
+            connection.note_head()
             record.sni, record.alpn = hello.sni, hello.alpn
         if not self._admitted and not admit(connection):
             return

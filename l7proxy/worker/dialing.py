@@ -262,8 +262,8 @@ class Dialing:
         self._place = place
         group.worked(place, Failure.DIAL)
         connection.take_backend(sock, select.EPOLLOUT if registered else None)
-        connection.record.dial_ms = connection.elapsed()
         connection.record.endpoint = place.text
+        connection.note_dialled()
         connection.on(Event.CONNECTED)
 
     def _refused(self, place: Place, error: dial.DialError) -> None:

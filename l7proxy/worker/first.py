@@ -126,6 +126,8 @@ class FirstPair:
             sent = self._write(client, Side.CLIENT, scratch[:n])
             if sent < 0:
                 return
+            if not connection.early_answer:
+                connection.note_first_byte()
             connection.early_answer += n
             connection.worker.view[Counter.RELAYED_BACKEND] += sent
             if sent < n:

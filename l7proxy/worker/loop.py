@@ -27,6 +27,7 @@ from l7proxy.model import Backend
 from l7proxy.net.process import STOP
 from l7proxy.telemetry.counters import Counter
 from l7proxy.telemetry.log import event
+from l7proxy.telemetry.meter import Meter
 from l7proxy.worker.accepting import Accepting
 from l7proxy.worker.connection import Connection
 from l7proxy.worker.farewell import Farewell
@@ -64,6 +65,7 @@ class Worker:
         self.splicer = setup.splicer
         self.view = setup.counters.view
         self.presence = setup.counters.presence
+        self.meter = setup.meter
         self.fellows = setup.counters.workers  # who accept from the same sockets, this one included
         self.calendar = Calendar()
         self.relays = Relays(setup.datapath)
@@ -96,6 +98,7 @@ class Worker:
         if self.splicer is not None:
             self.splicer.start()
             self.register(self.splicer.event_fd, select.EPOLLIN, _Ring(self))
+        self.calendar.set(_Turn(self), self.now + Meter.hold)
         self._take_signals()
 
     def _take_signals(self) -> None:
@@ -198,17 +201,19 @@ class Worker:
         self._connections.add(connection)
         self.view[Counter.ACCEPTED] += 1
         self._counters.enter(row)
+        self.meter.accepted(connection.listener.name)
         self._guard_call(connection, connection.begin)
 
     def is_full(self, row: int, most: int) -> bool:
         """Whether so many connections, or more, live on the listener with this row."""
         return self._counters.present(row) >= most
 
-    def refuse(self, client: socket.socket, reason: Reason) -> None:
-        """Reset a connection at once."""
+    def refuse(self, client: socket.socket, listener: str, reason: Reason) -> None:
+        """Reset a connection of this listener at once."""
         client.close()  # a reset: inherited from the listening socket
         self.view[Counter.REFUSED] += 1
         self._counters.fail(reason)
+        self.meter.refused(listener, reason)
 
     # ---- what policies bring
 
@@ -287,6 +292,7 @@ class Worker:
         self.view[Counter.CLOSED] += 1
         self._counters.leave(connection.listener.row)
         self._counters.fail(record.reason)
+        self.meter.ended(record)
         self._log.write(record)
 
     def note_refused(self, error: OSError) -> None:
@@ -332,6 +338,18 @@ class _Ring:
 
     def ready(self, _fd: int, _mask: int) -> None:
         self._worker.drain_ring()
+
+
+class _Turn:
+    """Has the meter give up, now and then, what it does not use."""
+
+    def __init__(self, worker: Worker) -> None:
+        self._worker = worker
+        self.tick = -1
+
+    def on_deadline(self) -> None:
+        self._worker.meter.turn()
+        self._worker.calendar.set(self, self._worker.now + Meter.hold)
 
 
 class _Wake:

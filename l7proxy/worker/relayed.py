@@ -135,6 +135,8 @@ class RelayedPair:
             return
         self._wants[side] = want
         if channel.written != before:
+            if side and not before and not connection.early_answer:
+                connection.note_first_byte()
             connection.worker.view[RELAYED[side]] += channel.written - before
             self._active = connection.worker.now
             self._stuck[side] = None

@@ -162,6 +162,8 @@ class Sending:
             if n == 0:
                 self.answer_ended = True
                 return True
+            if not connection.early_answer:
+                connection.note_first_byte()
             connection.early_answer += n
             if self._answer is not None:
                 self._said += scratch[:n]
@@ -291,6 +293,8 @@ class Sending:
             if n == 0 and not connection.early_answer:
                 self._backend_lost(ended=True)
                 return
+            if not connection.early_answer:
+                connection.note_first_byte()
             self.answer_ended = n == 0
             connection.early_answer += n
             said = bytes(scratch[:n])

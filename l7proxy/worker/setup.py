@@ -12,6 +12,7 @@ from l7proxy.net.messages import Prepare
 from l7proxy.telemetry.accesslog import AccessLog
 from l7proxy.telemetry.counters import Counters
 from l7proxy.telemetry.health import HealthSlot
+from l7proxy.telemetry.meter import Meter
 
 
 @dataclass(slots=True)
@@ -32,6 +33,7 @@ class WorkerSetup:
     splicer: Splicer | None
     datapath: Datapath
     counters: Counters
+    meter: Meter
     access_log: AccessLog
     control_fd: int
     health: HealthSlot

@@ -25,6 +25,7 @@ from l7proxy.ledger import Ledger, Step
 from l7proxy.model import Datapath, Side
 from l7proxy.net.tcpinfo import tcp_info
 from l7proxy.session import Flow, FlowCommand, FlowEvent
+from l7proxy.telemetry.counters import Counter
 from l7proxy.worker.overflow import Overflow
 
 if TYPE_CHECKING:
@@ -162,6 +163,7 @@ class SplicedPair:
                 return
             else:
                 self._settled(side)
+                connection.worker.view[Counter.DRAINS] += 1
                 connection.flow(side, FlowEvent.BALANCED)
                 return
         if not connection.session.is_open:
