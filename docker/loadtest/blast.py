@@ -159,8 +159,8 @@ class Result:
     what came through so far). `errors` by kind, since the start: not connected; reset; ended early
     (or by the other end while it was held); not a 200, or no HTTP; no progress in time; other bytes
     than those sent; `complaint` tells the first one. Open loop: `unsent` were due and found no
-    connection until the end, so the rate was above what can be had; each exchange that was due is
-    done, an error or unsent.
+    connection until 1 % of its time after the end, so the rate was above what can be had; each
+    exchange that was due is done, an error or unsent.
     `reopened`: kept-alive connections that were closed between two exchanges. `alive`: of those
     held or read slowly, how many still answered at the end. `us` is None where nothing was timed.
     `histogram`: (middle of a class in us, count), ascending. `busy`: CPU time of blast's thread per

@@ -7,9 +7,9 @@
  * The open loop, and coordinated omission: arrival i is planned for t0 + i / rate, whatever happened
  * to those before it. It takes a free connection, or waits for one; its latency counts from the
  * planned moment in either case. Nothing is queued: since arrivals are planned in order and taken in
- * order, the queue is the interval between the next one to take and the clock. Those which were
- * planned before the end and found no free connection by then are `unsent`: the rate was above what
- * can be had.
+ * order, the queue is the interval between the next one to take and the clock. Those which wait at the
+ * end are sent in the 1 % of its time after it, as connections become free: a queue as short as that is
+ * of a moment's delay. What is left then is `unsent`: the rate was above what can be had.
  * Those under way at the end are waited for (and time out), so that each that was due is told:
  * done, an error, or unsent.
  *
@@ -641,10 +641,15 @@ static void forget_warmup(void)
 
 static void finish_open_loop(struct conn *set, unsigned count)
 {
+	int64_t last = arrivals.end + (arrivals.end - arrivals.begin) / 100;
 	int64_t deadline = now_ns() + (int64_t)((asked->timeout + 1) * SECOND);
+	uint64_t due = due_before(arrivals.end);
 	unsigned left;
 
-	totals.unsent = due_before(arrivals.end) - arrivals.taken;
+	while (arrivals.taken < due && now_ns() < last)
+		step(set, count, last);
+	pace = REST;
+	totals.unsent = due - arrivals.taken;
 	do {
 		left = 0;
 		for (unsigned i = 0; i < count; i++)
@@ -687,10 +692,6 @@ static struct outcome run(struct conn *set, unsigned count)
 			break;
 		step(set, count, begun ? arrivals.end : arrivals.begin);
 	}
-	if (pace == OPEN_LOOP) { /* those that only the end kept from being taken */
-		loop_now = ended;
-		dispatch(ended);
-	}
 	measuring = 0;
 	found.busy = ended > begun ? (double)(thread_ns() - cpu) / (ended - begun) : 0;
 	found.bytes = totals.bytes - bytes;
@@ -701,7 +702,6 @@ static struct outcome run(struct conn *set, unsigned count)
 	mark("end", ended);
 	found.seconds = (ended - begun) / 1e9;
 	if (pace == OPEN_LOOP) {
-		pace = REST;
 		found.seconds = asked->seconds;
 		finish_open_loop(set, count);
 	}
