@@ -219,8 +219,8 @@ READING = (
     "reached there is its knee. Open loops offer 20, 50 and 80 % of each contender's own knee, of "
     "the same round, so contenders get different rates; latency counts from the time at which a "
     "request was due, not from when it could be sent. Where some of what was due had not been sent "
-    "in 1 % more than its time, the open loop was saturated, too: it says so in place of a latency, "
-    "and ranks above every latency where a median is taken.",
+    "in 1 % more than its time, the open loop was saturated, too: it says so in place of a "
+    "latency, and ranks above every latency where a median is taken.",
     "Machine CPU is all that the processors did (user, system, interrupts, softirq, kernel "
     "threads), less the idle baseline and less what foreign processes took; it includes the client "
     "and the origins. A contender's own CPU is that of its processes alone, and flatters those "
