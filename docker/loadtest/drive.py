@@ -52,7 +52,15 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         type=float,
         default=MOST_FOREIGN,
         metavar="SHARE",
-        help="a sample is invalid if others took more of the machine (%(default)s)",
+        help="a sample is invalid if others took more of the machine: other processes, or the "
+        "hypervisor (%(default)s)",
+    )
+    parser.add_argument(
+        "--again",
+        type=int,
+        default=2,
+        metavar="N",
+        help="how often a sample that others disturbed is taken again at most (%(default)s)",
     )
     parser.add_argument(
         "--patience",
@@ -128,7 +136,12 @@ def drive(options: argparse.Namespace, host: Host, wanted: run.Plan) -> int:
         there = [replace(info, config=_configuration(host, wanted, info)) for info in there]
         tools = bench(options, host)
         with progress(wanted.total()) as watcher:
-            running = run.Run(wanted, host, tools, watcher, options.profile, options.patience)
+            running = run.Run(
+                *(wanted, host, tools, watcher),
+                profile=options.profile,
+                patience=options.patience,
+                again=options.again,
+            )
             try:
                 running.go()
             except KeyboardInterrupt:

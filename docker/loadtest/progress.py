@@ -59,6 +59,10 @@ class Lines:
         self._taken += 1
         self._say(f"{self._taken:>4}/{self._total} round {sample.round}  {summary(sample)}")
 
+    def again(self) -> None:
+        """Its number is used twice."""
+        self._taken -= 1
+
     def skip(self, count: int) -> None:
         """They count as taken."""
         self._taken += count
@@ -87,6 +91,10 @@ class Bars:
         self._invalid += not sample.valid
         invalid = f"{self._invalid} invalid" if self._invalid else ""
         self._rich.update(self._task, advance=1, invalid=invalid)
+
+    def again(self) -> None:
+        """The bar goes back by one."""
+        self._rich.advance(self._task, -1)
 
     def skip(self, count: int) -> None:
         """They count as taken."""

@@ -6,6 +6,8 @@
   or leftovers of another workload. Within it, saturation comes first. What it reached there is its
   knee of this round; the open loops offer shares of that.
 - Without a valid knee there are no open loops: their shares would be shares of nothing.
+- A sample that others on the machine disturbed is taken again, some times at most; both are told.
+  Not where memory is measured: what was allocated for the first is there for the second.
 - Whatever goes wrong is told in the sample's `problems`; nothing that happens to one sample ends
   the run.
 """
@@ -16,7 +18,7 @@ import subprocess
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Protocol
 
@@ -40,6 +42,9 @@ class Progress(Protocol):
 
     def done(self, sample: Sample) -> None:
         """A sample was taken."""
+
+    def again(self) -> None:
+        """The one just taken will be taken once more."""
 
     def skip(self, count: int) -> None:
         """So many of the samples that were planned will not be taken."""
@@ -118,8 +123,10 @@ class Run:
         progress: Progress,
         profile: Path | None = None,
         patience: float = 0.0,
+        again: int = 0,
     ) -> None:
-        """`patience`: seconds that it may wait for the machine to be left alone, each time."""
+        """`patience`: seconds that it may wait for the machine to be left alone, each time.
+        `again`: how often a sample may be repeated that was not."""
         self.samples: list[Sample] = []
         self._plan = plan
         self._host = host
@@ -127,6 +134,7 @@ class Run:
         self._progress = progress
         self._profile = profile
         self._patience = patience
+        self._again = again
         self._log = machine.KernelLog()
 
     def go(self) -> None:
@@ -149,35 +157,57 @@ class Run:
     def _visit(self, number: int, workload: Workload, contender: Contender) -> None:
         """Start a contender, take its samples of one workload, end it."""
         loads = self._plan.loads_of(workload)
-        samples = [Sample(workload.name, contender.name, number, load) for load in loads]
         workers = workload.workers or self._plan.workers
         capacity = self._host.capacity(contender.name, workers)
         order = self._plan.order(workload, contender, capacity)
-        taken = 0
+        taken: list[Sample] = []
         try:
             with self._host.running(order) as running:
                 check(running.addresses, self._host.origins)
                 sampler = Sampler(self._bench, running)
                 knee: float | None = None
-                for sample in samples:
-                    if knee is None and sample.load not in (SATURATION, None):
+                for load in loads:
+                    if knee is None and load not in (SATURATION, None):
                         break
-                    taken += 1
-                    self._progress.start(sample)
+                    sample = Sample(workload.name, contender.name, number, load)
                     idle = min(workload.idle, capacity - 100)
                     if idle < workload.idle:
                         sample.notes["idle"] = f"{capacity} connections are the most it can hold"
-                    self._sample(sampler, workload, sample, running, knee, idle)
-                    if sample.load == SATURATION and sample.valid:
-                        knee = sample.figures["rate"]
+                    taken.append(self._undisturbed(sampler, workload, sample, running, knee, idle))
+                    if load == SATURATION and taken[-1].valid:
+                        knee = taken[-1].figures["rate"]
         except (LoadTestError, OSError, subprocess.SubprocessError) as error:
             # Not up, or other answers than the origins': nothing was measured.
-            samples[0].problems.append(str(error))
-            if not taken:
-                taken = 1
-                self._finish(samples[0])
-        if skipped := len(samples) - taken:
+            if taken:
+                taken[0].problems.append(str(error))
+            else:
+                problems = [str(error)]
+                taken.append(Sample(workload.name, contender.name, number, loads[0], problems))
+                self._finish(taken[0])
+        if skipped := len(loads) - len(taken):
             self._progress.skip(skipped)
+
+    def _undisturbed(
+        self,
+        sampler: Sampler,
+        workload: Workload,
+        sample: Sample,
+        running: Running,
+        knee: float | None,
+        idle: int,
+    ) -> Sample:
+        """Take it, and again while others disturb it; the last one."""
+        left = self._again if workload.kind in ("rate", "stream", "mix") else 0
+        while True:
+            next_one = replace(sample, problems=[], figures={}, notes=dict(sample.notes))
+            self._progress.start(sample)
+            self._sample(sampler, workload, sample, running, knee, idle)
+            if not left or "disturbed" not in sample.notes:
+                return sample
+            left -= 1
+            sample = next_one
+            self._progress.again()
+            self._settle()
 
     def _sample(
         self,

@@ -21,7 +21,8 @@ def tell(stream: io.StringIO) -> str:
         for sample in (GOOD, BAD):
             watcher.start(sample)
             watcher.done(sample)
-        watcher.skip(1)
+        watcher.again()
+        watcher.skip(2)
         watcher.say("left alone")
         watcher.start(GOOD)
         watcher.done(GOOD)

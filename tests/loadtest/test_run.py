@@ -84,6 +84,9 @@ class FakeProgress:
     def done(self, sample: Sample) -> None:
         self.heard.append(f"{sample.contender} {sample.load}")
 
+    def again(self) -> None:
+        self.heard.append("again")
+
     def skip(self, count: int) -> None:
         self.heard.append(f"skip {count}")
 
@@ -193,6 +196,39 @@ def test_one_that_answers_otherwise_is_not_measured(
     assert taken == []
 
 
+@pytest.mark.parametrize(
+    ("workload", "disturbances", "again", "heard"),
+    [
+        ("stream", 1, 2, "D again good"),
+        ("stream", 9, 2, "D again D again D"),
+        ("stream", 1, 0, "D"),
+        ("slow-reader", 1, 2, "D"),  # its memory would be there already
+    ],
+)
+def test_a_sample_that_others_disturbed_is_taken_again(
+    workload: str, disturbances: int, again: int, heard: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    left = iter([True] * disturbances)
+
+    def take(self: object, workload: Workload, sample: Sample, *_: object) -> None:
+        assert sample.figures == {}
+        sample.figures["rate"] = 1000.0
+        if next(left, False):
+            sample.problems.append("the hypervisor took 30% of the machine")
+            sample.notes["disturbed"] = True
+
+    monkeypatch.setattr(sampling.Sampler, "take", take)
+    monkeypatch.setattr(run, "check", lambda *addresses: None)
+    monkeypatch.setattr(run.Run, "_settle", lambda self: None)
+    progress = FakeProgress()
+    plan = _plan("direct", workload)
+    running = Run(plan, FakeHost(), _bench(FakeHost()), progress, again=again)
+    running.go()
+    told = iter("D" if sample.problems else "good" for sample in running.samples)
+    assert heard.split() == [word if word == "again" else next(told) for word in progress.heard]
+    assert len({sample.round for sample in running.samples}) == 1
+
+
 def test_idle_connections_are_as_many_as_it_can_hold(taken: list[Taken]) -> None:
     host = FakeHost(holds=9_872)
     running, _ = _go(_plan("haproxy-tcp", "idle-20k"), host)
@@ -295,6 +331,8 @@ OPEN_LOOP, CLOSED_LOOP = Load(("x:1",), rate=1000.0), Load(("x:1",))
         (OPEN_LOOP, replace(RESULT, unsent=7), USAGE, ""),  # saturated, not invalid
         (OPEN_LOOP, RESULT, replace(USAGE, foreign=1.2), "other processes took 6% of the machine"),
         (OPEN_LOOP, RESULT, replace(USAGE, foreign=0.8), ""),
+        (OPEN_LOOP, RESULT, replace(USAGE, steal=1.2), "the hypervisor took 6% of the machine"),
+        (OPEN_LOOP, RESULT, replace(USAGE, steal=0.8), ""),
     ],
 )
 def test_validity(
@@ -306,6 +344,7 @@ def test_validity(
     sampler._judge(sample, [order], [result], usage)
     assert sample.valid == (not said)
     assert "".join(sample.problems).startswith(said)
+    assert ("disturbed" in sample.notes) == ("of the machine" in said)
 
 
 @pytest.mark.parametrize(

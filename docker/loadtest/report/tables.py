@@ -226,6 +226,7 @@ READING = (
     "and the origins. A contender's own CPU is that of its processes alone, and flatters those "
     "that let the kernel work.",
     "A sample is invalid when anything failed, when the kernel's log complained, when the client "
-    "was starved or when other processes took more than their share of the machine. It is listed "
-    "with its reason and enters no median.",
+    "was starved or when other processes, or other machines on the host, took more than their "
+    "share of the machine. It is listed with its reason and enters no median; one that others "
+    "disturbed is taken again.",
 )
