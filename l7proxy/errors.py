@@ -101,4 +101,5 @@ class Reason(StrEnum):
     DESCRIPTORS = "descriptors"  # EMFILE or ENFILE
     DATAPATH = "datapath"  # the verdict program gave a connection up (broken sequence)
     DRAIN_DEADLINE = "drain_deadline"
+    OPERATOR_RESET = "operator_reset"  # somebody asked the admin server to end this one
     INTERNAL = "internal"  # a bug of ours; the log has the traceback

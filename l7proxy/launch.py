@@ -25,6 +25,7 @@ from l7proxy.config.fingerprint import Fingerprint, fingerprint
 from l7proxy.datapath.sockmap import Splicer, load_splicers
 from l7proxy.doctor import prove_sockmap
 from l7proxy.errors import DatapathUnavailable, StartupError
+from l7proxy.inquiry import Inquiry
 from l7proxy.managing import Managing
 from l7proxy.model import Datapath, Listener
 from l7proxy.net import bundle, privileges
@@ -163,8 +164,15 @@ def run(options: Options) -> int:
             prober.ProberSetup(backends, health.slot(workers), control_fd, reloader.resolved)
         )
 
+    inquiry = Inquiry()
+
+    def hear(slot: int, message: object) -> None:
+        if not inquiry.on_message(slot, message):
+            reloader.on_message(slot, message)
+
     def ended(slot: int) -> int:
         reloader.on_exit(slot)
+        inquiry.on_exit(slot)
         health.reconcile(slot)
         if slot < workers:
             boards.reconcile(slot)
@@ -178,7 +186,7 @@ def run(options: Options) -> int:
         managing.stopping()
         reloader.stop()
 
-    supervisor = reloader.supervisor = Supervisor(
+    supervisor = reloader.supervisor = inquiry.supervisor = Supervisor(
         workers,
         child,
         drain_delay=options.drain_delay,
@@ -188,7 +196,7 @@ def run(options: Options) -> int:
         prober_accepts=FROM_PROBER,
         inherited=reloader.inherited,
         on_start=reloader.on_start,
-        on_message=reloader.on_message,
+        on_message=hear,
         on_exit=ended,
         on_drain=drain,
         on_hangup=hangup,
@@ -206,7 +214,9 @@ def run(options: Options) -> int:
     reloader.on_request = managing.reloading
     backends = Backends(health.slot(workers + 1))
     return asyncio.run(
-        _serve(options, supervisor, reloader, way, shared, boards, backends, seen, managing)
+        _serve(
+            options, supervisor, reloader, inquiry, way, shared, boards, backends, seen, managing
+        )
     )
 
 
@@ -214,6 +224,7 @@ async def _serve(
     options: Options,
     supervisor: Supervisor,
     reloader: Reloader,
+    inquiry: Inquiry,
     way: _Way,
     shared: SharedCounters,
     boards: Boards,
@@ -249,7 +260,7 @@ async def _serve(
         managing.ready()
 
     router = Router()
-    Operations(supervisor, reloader, stats).add_to(router)
+    Operations(supervisor, reloader, inquiry, stats).add_to(router)
     Scraper(supervisor, reloader, shared, boards, way.splicers, way.datapath, groups).add_to(router)
     admin = Admin(router)
     admin_socket = open_admin(options.admin) if options.admin else None

@@ -199,6 +199,24 @@ class Proxy:
         """What is in the policy's file."""
         return self._policy.read_text()
 
+    def ask(self, method: str, path: str, body: object = None) -> tuple[int, Any]:
+        """Status and document that the admin server answers; None where there is none."""
+        data = None if body is None else json.dumps(body).encode()
+        connection = _UnixConnection(str(self.admin))
+        with contextlib.closing(connection):
+            connection.request(method, path, data)
+            response = connection.getresponse()
+            answer = response.read()
+        is_json = "json" in (response.headers.get_content_type() or "")
+        return response.status, json.loads(answer) if is_json else answer.decode() or None
+
+    def connections(self, query: str = "") -> list[dict[str, Any]]:
+        """`GET /connections`: the rows."""
+        status, found = self.ask("GET", f"/connections?{query}")
+        assert status == 200, found
+        rows: list[dict[str, Any]] = found["connections"]
+        return rows
+
     def write(self, policy: str) -> None:
         """Put another policy into its file, in one step."""
         new = self._policy.with_suffix(".new")

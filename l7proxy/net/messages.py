@@ -1,4 +1,6 @@
-"""What the supervisor and the workers say to each other when the policy is replaced.
+"""What the supervisor and the workers say to each other.
+
+When the policy is replaced:
 
     supervisor                                worker
         Sockets (new listening sockets)  ->
@@ -117,7 +119,83 @@ class Probe:
     """To the prober: look after the backends of this policy (`net.bundle`); it comes along."""
 
 
-TO_WORKER = (Sockets, Prepare, Commit, Abandon, Retire, Resolved)
-FROM_WORKER = (Prepared, Unprepared, Committed)
-TO_PROBER = (Probe,)
+# ---- what an operator asks (the admin server)
+
+
+@dataclass(frozen=True, slots=True)
+class ListConnections:
+    """Tell of the connections that are as `only` says: name of a field -> its value.
+
+    Sorted by `sort`, the first `limit` of them; `inquiry` comes back with the answer.
+    """
+
+    inquiry: int
+    only: dict[str, str]
+    sort: str
+    reverse: bool
+    limit: int
+
+
+@dataclass(frozen=True, slots=True)
+class ConnectionRow:
+    """A connection as it is now; `age` and `idle` in seconds.
+
+    `number` is its worker's, and never another one's. `kernel`: how many of the bytes to both ends
+    the kernel has moved.
+    """
+
+    number: int
+    listener: str
+    route: str
+    backend: str
+    endpoint: str
+    client: str
+    state: str
+    way: str | None
+    age: float
+    idle: float
+    to_backend: int
+    to_client: int
+    kernel: int
+
+
+@dataclass(frozen=True, slots=True)
+class Connections:
+    """A part of what a worker has to tell; `total` of its connections are as was asked."""
+
+    inquiry: int
+    rows: tuple[ConnectionRow, ...]
+    total: int
+    is_last: bool
+
+
+@dataclass(frozen=True, slots=True)
+class ResetConnection:
+    """Reset this connection."""
+
+    inquiry: int
+    number: int
+
+
+@dataclass(frozen=True, slots=True)
+class WasReset:
+    """It was, or there was none of this number."""
+
+    inquiry: int
+    found: bool
+
+
+@dataclass(frozen=True, slots=True)
+class LogLevel:
+    """From now on log what is as important as this, or more."""
+
+    level: str
+
+
+TO_WORKER = (
+    *(Sockets, Prepare, Commit, Abandon, Retire, Resolved),
+    *(ListConnections, ResetConnection, LogLevel),
+)
+FROM_WORKER = (Prepared, Unprepared, Committed, Connections, WasReset)
+TO_PROBER = (Probe, LogLevel)
 FROM_PROBER = (Resolved,)

@@ -24,10 +24,11 @@ from l7proxy.health import ActiveCheck, Checked
 from l7proxy.model import Backend, HealthCheck, NameAddress, UnixAddress
 from l7proxy.net import bundle
 from l7proxy.net.channel import Channel, ChannelBroken, ChannelClosed
-from l7proxy.net.messages import TO_PROBER, Probe, Resolved
+from l7proxy.net.messages import TO_PROBER, LogLevel, Probe, Resolved
 from l7proxy.net.process import EXIT_CRASHED
 from l7proxy.prober import checks
 from l7proxy.prober.names import Name
+from l7proxy.telemetry import log as operational
 from l7proxy.telemetry.findings import Finding
 from l7proxy.telemetry.health import HealthSlot, endpoint_key
 from l7proxy.telemetry.log import event
@@ -87,6 +88,9 @@ class Prober:
     def _hear(self) -> None:
         try:
             for received in self._channel.receive():
+                if isinstance(received.message, LogLevel):
+                    operational.set_level(received.message.level)
+                    continue
                 assert isinstance(received.message, Probe)
                 (fd,) = received.fds
                 try:

@@ -35,8 +35,18 @@ def configure(level: str, stream: int = 2) -> None:
         root.removeHandler(old)
         old.close()
     root.addHandler(handler)
-    root.setLevel(level.upper())
+    set_level(level)
     logging.getLogger("asyncio").setLevel(logging.WARNING)
+
+
+def set_level(level: str) -> None:
+    """Tell what is as important as this, or more, from now on; it is one of `LEVELS`."""
+    logging.getLogger().setLevel(level.upper())
+
+
+def level() -> str:
+    """Which of `LEVELS` it is now."""
+    return logging.getLevelName(logging.getLogger().level).lower()
 
 
 def _value(value: object) -> str:

@@ -58,6 +58,7 @@ class Connection:
         "held_answer",
         "held_request",
         "listener",
+        "number",
         "opening",
         "pair",
         "presence",
@@ -81,6 +82,7 @@ class Connection:
         self.worker = worker
         self.listener = listener
         self.client = client
+        self.number = 0  # an operator's name for it
         self.backend: socket.socket | None = None
         self.session = Session()
         self.pair: OpenPair | None = None

@@ -200,6 +200,7 @@ class Worker:
         """A connection was accepted."""
         self._connections.add(connection)
         self.view[Counter.ACCEPTED] += 1
+        connection.number = self.view[Counter.ACCEPTED]  # grows on through all workers of a slot
         self._counters.enter(row)
         self.meter.accepted(connection.listener.name)
         self._guard_call(connection, connection.begin)
@@ -214,6 +215,20 @@ class Worker:
         self.view[Counter.REFUSED] += 1
         self._counters.fail(reason)
         self.meter.refused(listener, reason)
+
+    # ---- what an operator asks
+
+    def connections(self) -> list[Connection]:
+        """All that live now."""
+        return list(self._connections)
+
+    def reset(self, number: int) -> bool:
+        """Reset the connection of this number, if there is one; whether there was."""
+        for connection in self._connections:
+            if connection.number == number:
+                self._guard_call(connection, partial(connection.abort, Reason.OPERATOR_RESET))
+                return True
+        return False
 
     # ---- what policies bring
 

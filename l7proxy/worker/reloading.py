@@ -1,4 +1,4 @@
-"""The worker's end of the channel to the supervisor: another policy, without a pause.
+"""The worker's end of the channel to the supervisor: another policy, and news, without a pause.
 
 The steps and their messages are told in `net.messages`. What is to be built, and later what is to
 be freed, is a row of generators; the loop asks for a slice of that work between two rounds, so that
@@ -31,16 +31,23 @@ from l7proxy.net.messages import (
     Abandon,
     Commit,
     Committed,
+    Connections,
+    ListConnections,
+    LogLevel,
     Prepare,
     Prepared,
+    ResetConnection,
     Resolved,
     Retire,
     Sockets,
     Unprepared,
+    WasReset,
 )
+from l7proxy.telemetry import log as operational
 from l7proxy.telemetry.counters import Counter
 from l7proxy.telemetry.log import event
 from l7proxy.worker.generation import Generation, building, freeing
+from l7proxy.worker.telling import telling
 
 if TYPE_CHECKING:
     from l7proxy.worker.loop import Worker
@@ -67,13 +74,19 @@ class Reloading:
         self._built: Generation | None = None
         self._old: list[Iterator[None]] = []  # of listeners that are still accepted from
         self._freeing: deque[Iterator[None]] = deque()
+        self._telling: Iterator[Connections | None] | None = None
         self._longest = 0.0
         worker.register(control_fd, _WATCHED, self)
 
     @property
     def busy(self) -> bool:
         """Whether there is work for `step`."""
-        return self._building is not None or bool(self._freeing)
+        return self._building is not None or bool(self._freeing) or self._tells
+
+    @property
+    def _tells(self) -> bool:
+        """Whether more is to be told, and the supervisor has taken what was told before."""
+        return self._telling is not None and not self._channel.waiting
 
     def ready(self, fd: int, _mask: int) -> None:
         """The supervisor said something, or reads again, or is gone."""
@@ -101,9 +114,25 @@ class Reloading:
         while self.busy:
             if time.monotonic() >= until:
                 return
+            if self._tells:
+                self._tell()
+                continue
             began = time.thread_time()  # not what other processes take of this processor
             self._one_step()
             self._longest = max(self._longest, time.thread_time() - began)
+
+    def _tell(self) -> None:
+        assert self._telling is not None
+        try:
+            part = next(self._telling)
+        except Exception:
+            log.exception("internal error; what was asked is not told")
+            self._telling = None
+            return
+        if part is not None:
+            self._say(part)
+            if part.is_last:
+                self._telling = None
 
     def _one_step(self) -> None:
         if self._building is not None:
@@ -159,6 +188,12 @@ class Reloading:
                         self._sockets.pop(number).close()
             case Resolved():
                 self._worker.resolve(message.names)
+            case ListConnections():
+                self._telling = telling(self._worker, message)
+            case ResetConnection():
+                self._say(WasReset(message.inquiry, self._worker.reset(message.number)))
+            case LogLevel():
+                operational.set_level(message.level)
             case Retire():
                 self._worker.accepting.retire(message.sockets)
                 self._freeing.extend(self._old)

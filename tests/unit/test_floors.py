@@ -35,7 +35,7 @@ FLOORS: tuple[tuple[frozenset[str], ...], ...] = (
     (
         frozenset({"child", "draining"}),
         frozenset({"worker", "supervisor", "prober", "admin", "loading", "serving", "watching"}),
-        frozenset({"reload"}),
+        frozenset({"inquiry", "reload"}),
         frozenset({"managing", "operations"}),
     ),
     (

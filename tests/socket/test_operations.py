@@ -1,0 +1,217 @@
+"""What an operator sees of live connections, and can do to them."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+from urllib.parse import quote
+
+import pytest
+from peers import Backend, Peer, connect
+from proxy import Proxy, until
+
+from l7proxy.net.messages import ConnectionRow
+
+pytestmark = pytest.mark.net
+
+HEAD = b"GET / HTTP/1.1\r\nHost: app.test\r\n\r\n"
+ANSWER = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok"
+
+
+def answers_and_stays(peer: Peer) -> None:
+    peer.head()
+    peer.send(ANSWER)
+    peer.ending()
+
+
+def of_port(proxy: Proxy, port: int) -> dict[str, Any]:
+    (row,) = proxy.connections(f"client=127.0.0.1:{port}")
+    return row
+
+
+def open_pair(proxy: Proxy, backend: Backend) -> tuple[Peer, dict[str, Any]]:
+    """A client whose first answer has come, and what is told of it once its pair has settled."""
+    client = connect(proxy.address("web")).send(HEAD)
+    assert client.read(len(ANSWER)) == ANSWER
+    settled = "spliced" if proxy.datapath == "sockmap" else "relayed"
+    until(lambda: of_port(proxy, client.port)["state"] == settled, f"the pair is {settled}")
+    return client, of_port(proxy, client.port)
+
+
+def test_a_live_connection(proxy: Proxy, backend: Backend) -> None:
+    backend.play(answers_and_stays)
+    client, row = open_pair(proxy, backend)
+    with client:
+        assert row == {
+            "id": row["id"],
+            "worker": 0,
+            "listener": "web",
+            "route": "app",
+            "backend": "app",
+            "endpoint": f"127.0.0.1:{backend.port}",
+            "client": f"127.0.0.1:{client.port}",
+            "state": "spliced" if proxy.datapath == "sockmap" else "relayed",
+            "way": "kernel" if proxy.datapath == "sockmap" else "relay",
+            "age_seconds": row["age_seconds"],
+            "idle_seconds": row["idle_seconds"],
+            "bytes": {"to_backend": len(HEAD), "to_client": len(ANSWER), "kernel": 0},
+        }
+        assert 0 <= row["idle_seconds"] <= row["age_seconds"] < 10
+        time.sleep(0.3)
+        later = of_port(proxy, client.port)
+        assert later["id"] == row["id"]
+        assert later["age_seconds"] >= row["age_seconds"] + 0.3
+        assert later["idle_seconds"] >= 0.3
+
+
+def test_bytes_are_told_while_they_flow(proxy: Proxy, backend: Backend) -> None:
+    size = 300_000
+
+    def takes(peer: Peer) -> None:
+        peer.head()
+        peer.send(ANSWER)
+        peer.read(size)
+        backend.tell("has it")
+        peer.ending()
+
+    backend.play(takes)
+    client, _ = open_pair(proxy, backend)
+    with client:
+        client.send(bytes(size))
+        assert backend.heard() == "has it"
+        row = of_port(proxy, client.port)
+        assert row["bytes"]["to_backend"] == len(HEAD) + size
+        assert row["idle_seconds"] < 5
+        if proxy.datapath == "sockmap":
+            assert row["bytes"]["kernel"] > 0
+        else:
+            assert row["bytes"]["kernel"] == 0
+
+
+def test_a_connection_that_has_not_said_anything(proxy: Proxy) -> None:
+    with connect(proxy.address("web")) as client:
+        until(lambda: proxy.connections(f"client=127.0.0.1:{client.port}"), "it is accepted")
+        row = of_port(proxy, client.port)
+        assert (row["state"], row["way"], row["route"]) == ("head", None, "")
+        assert row["bytes"] == {"to_backend": 0, "to_client": 0, "kernel": 0}
+        assert 0 <= row["idle_seconds"] <= row["age_seconds"]
+
+
+def test_one_is_ended_and_the_others_are_not(proxy: Proxy, backend: Backend) -> None:
+    backend.play(answers_and_stays)
+    client, row = open_pair(proxy, backend)
+    other, _ = open_pair(proxy, backend)
+    with client, other:
+        assert proxy.ask("DELETE", f"/connections/{row['id']}") == (204, None)
+        assert client.ending() == "reset"
+        record = proxy.record(client.port)
+        assert record["reason"] == "operator_reset"
+        assert record["state"] == row["state"]
+        assert record["bytes_out"] == len(ANSWER)
+        status, problem = proxy.ask("DELETE", f"/connections/{row['id']}")
+        assert (status, problem["detail"]) == (404, f"there is no connection {row['id']}")
+        assert other.silent()
+        assert of_port(proxy, other.port)["id"] != row["id"]
+    assert f"connection reset id={row['id']} " in proxy.log()
+    assert proxy.stats()["errors"]["operator_reset"] >= 1
+
+
+def test_both_ends_see_a_reset(proxy: Proxy, backend: Backend) -> None:
+    def script(peer: Peer) -> None:
+        peer.head()
+        peer.send(ANSWER)
+        backend.tell(peer.ending())
+
+    backend.play(script)
+    client, row = open_pair(proxy, backend)
+    with client:
+        assert proxy.ask("DELETE", f"/connections/{row['id']}")[0] == 204
+        assert client.ending() == "reset"
+        assert backend.heard() == "reset"
+
+
+def test_one_that_waits_for_its_head_is_ended(proxy: Proxy) -> None:
+    with connect(proxy.address("web")) as client:
+        until(lambda: proxy.connections(f"client=127.0.0.1:{client.port}"), "it is accepted")
+        row = of_port(proxy, client.port)
+        assert proxy.ask("DELETE", f"/connections/{row['id']}")[0] == 204
+        assert client.ending() == "reset"
+        assert proxy.record(client.port)["reason"] == "operator_reset"
+
+
+@pytest.mark.parametrize("name", ["0-0", "0-999999999", "7-1", "x", "0", "0-", "0-1-1", "\u0660-1"])
+def test_what_no_connection_is_called(proxy: Proxy, name: str) -> None:
+    status, problem = proxy.ask("DELETE", f"/connections/{quote(name)}")
+    assert (status, problem["status"]) == (404, 404)
+
+
+def test_chosen_and_sorted(proxy: Proxy, backend: Backend) -> None:
+    backend.play(answers_and_stays)
+    first, _ = open_pair(proxy, backend)
+    second, _ = open_pair(proxy, backend)
+    with first, second, connect(proxy.address("web")) as quiet:
+        until(lambda: len(proxy.connections()) == 3, "all three are there")
+        for query, ports in [
+            ("sort=age", [first, second, quiet]),
+            ("sort=-age", [quiet, second, first]),
+            ("sort=age&limit=1", [first]),
+            ("route=app&sort=-age", [second, first]),
+            ("state=head", [quiet]),
+            (f"endpoint=127.0.0.1:{backend.port}&limit=2&sort=age", [first, second]),
+            ("listener=raw", []),
+            ("backend=app&state=head", []),
+            ("client=127.0.0.1&sort=age", [first, second, quiet]),
+            ("client=127.0.0.2", []),
+            ("way=kernel" if proxy.datapath == "sockmap" else "way=relay", [first, second]),
+            ("limit=0", []),
+        ]:
+            found = proxy.connections(query)
+            assert [int(row["client"].rpartition(":")[2]) for row in found] == [
+                one.port for one in ports
+            ], query
+        for name in ConnectionRow.__slots__:
+            if name in ("number", "way", "age", "idle"):
+                continue
+            for sign in ("", "-"):
+                rows = proxy.connections(f"sort={sign}{name}")
+                told = [row["bytes"].get(name, row.get(name)) for row in rows]
+                falls = isinstance(told[0], int) != bool(sign)
+                assert told == sorted(told, reverse=falls), (sign, name)
+        status, found = proxy.ask("GET", "/connections?limit=1")
+        assert (status, found["total"], found["shown"]) == (200, 3, 1)
+        assert found["silent_workers"] == []
+
+
+@pytest.mark.parametrize(
+    ("query", "says"),
+    [
+        ("sort=size", "sort is one of age,"),
+        ("sort=--age", "sort is one of age,"),
+        ("limit=ten", "limit is a number from 0 to 10000"),
+        ("limit=10001", "limit is a number"),
+        ("limit=-1", "limit is a number"),
+        ("limit=", "limit is a number"),
+        ("colour=red", "there is no colour; there are sort, limit, state, "),
+    ],
+)
+def test_a_question_that_makes_no_sense(proxy: Proxy, query: str, says: str) -> None:
+    status, problem = proxy.ask("GET", f"/connections?{query}")
+    assert status == 400
+    assert problem["detail"].startswith(says)
+
+
+def test_the_level_of_the_log_is_changed_everywhere(proxy: Proxy, backend: Backend) -> None:
+    assert proxy.ask("GET", "/loglevel") == (200, {"level": "info"})
+    assert proxy.ask("POST", "/loglevel", {"level": "debug"}) == (200, {"level": "debug"})
+    assert proxy.ask("GET", "/loglevel") == (200, {"level": "debug"})
+    proxy.reload()
+    # a worker says so, and only at this level
+    until(lambda: "debug   policy swapped slot=0" in proxy.log(), "the worker tells more")
+    assert proxy.ask("POST", "/loglevel", {"level": "info"}) == (200, {"level": "info"})
+    told = proxy.log().count("policy swapped")
+    proxy.reload()
+    assert proxy.log().count("policy swapped") == told
+    for wrong in ({"level": "loud"}, {"level": 10}, {"level": ["info"]}, ["info"], {}, None):
+        status, problem = proxy.ask("POST", "/loglevel", wrong)
+        assert status == 400
+        assert problem["title"] == "Bad Request"
