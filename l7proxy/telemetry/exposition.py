@@ -15,6 +15,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
+from functools import lru_cache
 
 OPENMETRICS = "application/openmetrics-text; version=1.0.0; charset=utf-8"
 TEXT = "text/plain; version=0.0.4; charset=utf-8"
@@ -98,38 +99,30 @@ def _samples(family: Family) -> Iterator[str]:
             yield from _buckets(family, labels, one)
         return
     name = family.name + _SUFFIXES[family.kind]
-    if not family.labels:
-        for _, value in family.samples:
-            yield f"{name} {value}"
-        return
-    # one format for all of them: there may be thousands
-    form = name + "{{" + ",".join(f'{label}="{{}}"' for label in family.labels) + "}} {}"
     for labels, value in family.samples:
-        yield form.format(*map(_escape, labels), value)
+        yield f"{name}{{{_pairs(family.labels, labels)}}} {value}" if labels else f"{name} {value}"
 
 
 def _buckets(family: Family, labels: Labels, one: Distribution) -> Iterator[str]:
-    pairs = "".join(
-        f'{label}="{_escape(value)}",' for label, value in zip(family.labels, labels, strict=True)
-    )
-    start = f'{family.name}_bucket{{{pairs}le="'
+    pairs = _pairs(family.labels, labels)
+    start = f'{family.name}_bucket{{{pairs}{"," if pairs else ""}le="'
     total = 0
     for bound, count in zip(family.bounds, one.counts, strict=False):
         total += count
         yield f'{start}{float(bound)}"}} {total}'
     total += one.counts[-1]
     yield f'{start}+Inf"}} {total}'
-    inner = f"{{{pairs[:-1]}}}" if pairs else ""
+    inner = f"{{{pairs}}}" if pairs else ""
     yield f"{family.name}_sum{inner} {one.sum}"
     yield f"{family.name}_count{inner} {total}"
 
 
-def _escape(value: str) -> str:
-    return value.translate(_ESCAPES) if _needs_escape(value) else value
-
-
-def _needs_escape(value: str) -> bool:
-    return "\\" in value or '"' in value or "\n" in value
+@lru_cache(maxsize=16_384)
+def _pairs(names: Labels, values: Labels) -> str:
+    """The inside of the braces. There may be thousands, the same ones in each scrape."""
+    return ",".join(
+        f'{name}="{value.translate(_ESCAPES)}"' for name, value in zip(names, values, strict=True)
+    )
 
 
 def wants_openmetrics(accept: str) -> bool:

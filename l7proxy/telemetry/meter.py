@@ -11,7 +11,7 @@ from bisect import bisect_left
 from l7proxy.errors import Reason
 from l7proxy.telemetry.accesslog import Record
 from l7proxy.telemetry.counters import Counter
-from l7proxy.telemetry.series import HOLD, OTHER, Key, SeriesBoard, SeriesSlot
+from l7proxy.telemetry.series import HOLD, OTHER, Key, SeriesBoard
 
 SERIES = 4_096
 """Series of connections by listener, route, backend, endpoint and reason, and of their bytes."""
@@ -45,17 +45,8 @@ BYTE_COUNTS = (
 )
 """Direction and way of the counts of a `BYTES` series."""
 
-_SPARE: dict[str, Key] = {
-    ACCEPTED: (ACCEPTED, OTHER),
-    BYTES: (BYTES, OTHER, OTHER, OTHER, OTHER),
-    HEAD: (HEAD, OTHER),
-    DIAL: (DIAL, OTHER),
-    FIRST_BYTE: (FIRST_BYTE, OTHER),
-}
-_SPARE_ENDED: dict[str, Key] = {
-    reason: (ENDED, OTHER, OTHER, OTHER, OTHER, reason) for reason in Reason
-}
-_SPARE_REFUSED: dict[str, Key] = {reason: (REFUSED, OTHER, reason) for reason in Reason}
+ENDS = frozenset({REFUSED, ENDED})
+"""Families whose last label, the reason, is kept when there is no series for the others."""
 
 _SUM = len(BOUNDS) + 1  # the count behind those of the buckets: microseconds
 
@@ -70,8 +61,18 @@ def times_board(processes: int, rows: int = HISTOGRAMS) -> SeriesBoard:
     return SeriesBoard(processes, rows, _SUM + 1)
 
 
+def spare(key: Key) -> Key:
+    """By what to count a series that there is no room for."""
+    family, *labels = key
+    kept = labels[-1:] if family in ENDS else []
+    return (family, *[OTHER] * (len(labels) - len(kept)), *kept)
+
+
 class Meter:
     """One worker's."""
+
+    hold = HOLD
+    """Seconds between two calls of `turn`."""
 
     def __init__(
         self, counts: SeriesBoard, times: SeriesBoard, process: int, view: memoryview
@@ -81,13 +82,8 @@ class Meter:
         def on_full() -> None:
             view[Counter.SERIES_FULL] += 1
 
-        self._counts = counts.slot(process, on_full)
-        self._times = times.slot(process, on_full)
-        self._words = self._counts.words
-        self._view = view
-
-    hold = HOLD
-    """Seconds between two calls of `turn`."""
+        self._counts = counts.slot(process, spare, on_full)
+        self._times = times.slot(process, spare, on_full)
 
     def turn(self) -> None:
         """Give up what was not used for a while: see `SeriesSlot.turn`."""
@@ -96,23 +92,27 @@ class Meter:
 
     def accepted(self, listener: str) -> None:
         """A connection was taken on."""
-        self._words[self._counts.at((ACCEPTED, listener), _SPARE[ACCEPTED])] += 1
+        self._count((ACCEPTED, listener))
 
     def refused(self, listener: str, reason: Reason) -> None:
         """A connection was reset at once."""
-        self._words[self._counts.at((REFUSED, listener, reason), _SPARE_REFUSED[reason])] += 1
+        self._count((REFUSED, listener, reason._value_))
 
     def ended(self, record: Record) -> None:
         """A connection is over, and this is what the log tells of it."""
-        r, words, at = record, self._words, self._counts.at
-        labels = (r.listener, r.route, r.backend, r.endpoint)
-        words[at((ENDED, *labels, r.reason), _SPARE_ENDED[r.reason])] += 1
-        if r.bytes_in or r.bytes_out:
-            place = at((BYTES, *labels), _SPARE[BYTES])
-            words[place] += r.kernel_in
-            words[place + 1] += r.kernel_out
-            words[place + 2] += max(0, r.bytes_in - r.kernel_in)
-            words[place + 3] += max(0, r.bytes_out - r.kernel_out)
+        r = record
+        # `_value_`: a member of an Enum is hashed by its name, in Python
+        self._count((ENDED, r.listener, r.route, r.backend, r.endpoint, r.reason._value_))
+        came, went = r.bytes_in, r.bytes_out
+        if came or went:
+            key = (BYTES, r.listener, r.route, r.backend, r.endpoint)
+            slot = self._counts
+            place, words = slot.young.get(key) or slot.at(key), slot.words
+            words[place + 2] += max(0, came - r.kernel_in)
+            words[place + 3] += max(0, went - r.kernel_out)
+            if r.kernel_in or r.kernel_out:
+                words[place] += r.kernel_in
+                words[place + 1] += r.kernel_out
 
     def head(self, listener: str, seconds: float) -> None:
         """A head, or what else routes, was there so long after the accept."""
@@ -126,8 +126,12 @@ class Meter:
         """The first byte of a backend came so long after it was connected to."""
         self._observe((FIRST_BYTE, backend), seconds)
 
+    def _count(self, key: Key) -> None:
+        slot = self._counts
+        slot.words[slot.young.get(key) or slot.at(key)] += 1
+
     def _observe(self, key: Key, seconds: float) -> None:
-        slot: SeriesSlot = self._times
-        place = slot.at(key, _SPARE[key[0]])
-        slot.words[place + bisect_left(BOUNDS, seconds)] += 1
-        slot.words[place + _SUM] += max(0, int(seconds * 1e6))
+        slot = self._times
+        place, words = slot.young.get(key) or slot.at(key), slot.words
+        words[place + bisect_left(BOUNDS, seconds)] += 1
+        words[place + _SUM] += max(0, int(seconds * 1e6))

@@ -23,7 +23,8 @@ from __future__ import annotations
 import fcntl
 import mmap
 import os
-from collections.abc import Callable, Iterator, Mapping
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TypeAlias
 
 from l7proxy.maglev import digest
@@ -61,6 +62,7 @@ class SeriesBoard:
         self.bytes = memoryview(self._map)
         self.words = self.bytes.cast("Q")
         self.lock_fd = os.memfd_create("l7proxy-series", os.MFD_CLOEXEC)
+        self._keys: dict[int, tuple[int, Key]] = {}  # of rows that were read, with their digests
 
     @property
     def used(self) -> int:
@@ -72,23 +74,55 @@ class SeriesBoard:
         """Spare rows that were ever claimed."""
         return min(self.words[_SPARE_USED], SPARE)
 
-    def slot(self, process: int, on_full: Callable[[], None] = lambda: None) -> SeriesSlot:
-        """The view of one process. `on_full` is called for each key that finds no row."""
+    def slot(
+        self, process: int, spare: Callable[[Key], Key], on_full: Callable[[], None] = lambda: None
+    ) -> SeriesSlot:
+        """The view of one process.
+
+        `spare` says by which key to count what finds no row; there may be `SPARE` different ones.
+        `on_full` is called for each key that finds none.
+        """
         if not 0 <= process < self.processes:
             raise IndexError(f"slot {process} of {self.processes}")
-        return SeriesSlot(self, process, on_full)
+        return SeriesSlot(self, process, spare, on_full)
 
-    def read(self) -> Iterator[tuple[Key, list[int]]]:
+    def read(self) -> Iterator[tuple[Key, Sequence[int]]]:
         """All series, and the sums of their counts over all processes, as they are now."""
-        words, counts, width = self.words, self.counts, self.width
-        for row in (*range(self.used), *range(self.rows, self.rows + self.spare_used)):
-            wanted = words[_LINE + row]
-            base = self.first + row * self.stride
+        yield from self._read(0, self.used)
+        yield from self._read(self.rows, self.rows + self.spare_used)
+
+    def _read(self, begin: int, end: int) -> Iterator[tuple[Key, Sequence[int]]]:
+        before = self._digests(begin, end)
+        keys = [self._known_key(row, wanted) for row, wanted in enumerate(before, begin)]
+        # by columns: a row at a time would take ten times as long
+        sums = [self._column(begin, end, count) for count in range(self.counts)]
+        after = self._digests(begin, end)
+        for key, counts, old, new in zip(keys, zip(*sums, strict=True), before, after, strict=True):
+            if key is not None and old == new:
+                yield key, counts
+
+    def _digests(self, begin: int, end: int) -> list[int]:
+        return self.words[_LINE + begin : _LINE + end].tolist()
+
+    def _column(self, begin: int, end: int, count: int) -> list[int]:
+        """One count of all these rows, over all processes."""
+        first = self.first + _KEY_WORDS + count
+        columns = [
+            self.words[first + begin * self.stride : first + end * self.stride : self.stride]
+            for first in range(first, first + self.processes * self.width, self.width)
+        ]
+        return list(map(sum, zip(*columns, strict=True)))
+
+    def _known_key(self, row: int, wanted: int) -> Key | None:
+        """The key of a row; None if it is not the one with this digest."""
+        known = self._keys.get(row)
+        if known is None or known[0] != wanted:
             text = self.key(row)
-            begin, end = base + _KEY_WORDS, base + self.stride
-            sums = [sum(words[begin + word : end : width]) for word in range(counts)]
-            if text and words[_LINE + row] == wanted == _digest(text):
-                yield tuple(text.decode(errors="replace").split("\0")), sums
+            if not text or _digest(text) != wanted:
+                return None
+            key = tuple(sys.intern(part) for part in text.decode(errors="replace").split("\0"))
+            known = self._keys[row] = (wanted, key)
+        return known[1]
 
     def key(self, row: int) -> bytes:
         """The key that stands in a row."""
@@ -117,28 +151,33 @@ class SeriesSlot:
     next `turn`.
     """
 
-    def __init__(self, board: SeriesBoard, process: int, on_full: Callable[[], None]) -> None:
+    def __init__(
+        self,
+        board: SeriesBoard,
+        process: int,
+        spare: Callable[[Key], Key],
+        on_full: Callable[[], None],
+    ) -> None:
         self._board = board
+        self._spare = spare
         self._on_full = on_full
         self._own = board.first + _KEY_WORDS + process * board.width  # of the first row
-        self._young: dict[Key, int] = {}
+        self.young: dict[Key, int] = {}
+        """Places that were asked for since the last turn, to be looked at before `at` is asked."""
         self._old: dict[Key, int] = {}
         self._known: dict[int, int] = {}  # digest -> row, of the first `_looked` rows
         self._looked = 0
         self._claimed_anew = 0
         self.words = board.words
 
-    def at(self, key: Key, spare: Key) -> int:
-        """The index into `words` of this process's counts of a series.
-
-        `spare` is the key to count by when there is no row; there may be `SPARE` different ones.
-        """
-        place = self._young.get(key)
+    def at(self, key: Key) -> int:
+        """The index into `words` of this process's counts of a series. It is never 0."""
+        place = self.young.get(key)
         if place is None:
             place = self._old.pop(key, None)
             if place is None:
-                place = self._find_place(key, spare)
-            self._young[key] = place
+                place = self._find_place(key)
+            self.young[key] = place
         return place
 
     def turn(self) -> None:
@@ -149,16 +188,16 @@ class SeriesSlot:
             if place < table:
                 self.words[place + board.width - 1] = 0
         # keys that found no row are to look again
-        self._old = {key: place for key, place in self._young.items() if place < table}
-        self._young = {}
+        self._old = {key: place for key, place in self.young.items() if place < table}
+        self.young.clear()
 
-    def _find_place(self, key: Key, spare: Key) -> int:
+    def _find_place(self, key: Key) -> int:
         board = self._board
         fcntl.lockf(board.lock_fd, fcntl.LOCK_EX)
         try:
             row = self._claim(_pack(key))
             if row is None:
-                row = self._claim_spare(_pack(spare))
+                row = self._claim_spare(_pack(self._spare(key)))
                 self._on_full()
             place = self._own + row * board.stride
             self.words[place + board.width - 1] = 1
