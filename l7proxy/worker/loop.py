@@ -328,10 +328,6 @@ class Worker:
         for connection in self.connections():
             self._guard_call(connection, partial(connection.abort, Reason.DRAIN_DEADLINE))
 
-    def connections(self) -> list[Connection]:
-        """Those that live now."""
-        return list(self._connections)
-
     def orphaned(self) -> None:
         """The supervisor is gone: leave at once. Every open connection is reset, none cut clean."""
         self._exit = ORPHANED
