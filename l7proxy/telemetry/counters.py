@@ -74,10 +74,10 @@ class Counter(IntEnum):
     ERROR_NO_ROUTE = 34
     ERROR_CLIENT_LIMIT = 35
     ODD_ANSWERS = 36  # responses that got no cookie: their head is none of HTTP/1
-    ERROR_OPERATOR_RESET = 38
     LONGEST_SLICE = 37  # us of processor time that a step towards another policy took at most
     SERIES_FULL = 38  # sets of labels that found no series of their own, and were counted as others
     DRAINS = 39  # directions of spliced pairs whose end was passed on, every byte before it
+    ERROR_OPERATOR_RESET = 40
 
 
 ERRORS: dict[Reason, Counter] = {
