@@ -82,6 +82,7 @@ class Reason(StrEnum):
     BAD_HELLO = "bad_hello"  # no ClientHello, or none that is passed on
     PROXY_HEADER = "proxy_header"  # a malformed PROXY header, or none where one is required
     DENIED = "denied"  # by `allow` and `deny` of a listener or of a route, or by `deny: true`
+    LOOP = "loop"  # an intercepted connection that would come back: it is to us, or from us
     NO_ROUTE = "no_route"  # a stream (TLS, TCP) that no route takes; a request is answered with 404
     HEAD_TIMEOUT = "head_timeout"  # no complete head, ClientHello or PROXY header in time
     CLIENT_CLOSED = "client_closed"  # the client left before its first request was complete

@@ -123,6 +123,24 @@ class ValueType(StrEnum):
 
 
 @dataclass(frozen=True, slots=True)
+class Destination:
+    """Where an intercepted connection was going: addresses, and a port unless any will do.
+
+    `block` is a CIDR block ("10.0.0.0/8"), None for every address of both families.
+    """
+
+    block: str | None = None
+    port: int | None = None
+
+    def __str__(self) -> str:
+        if self.block is None:
+            return f"*:{self.port}"
+        if self.port is None:
+            return self.block
+        return f"[{self.block}]:{self.port}" if ":" in self.block else f"{self.block}:{self.port}"
+
+
+@dataclass(frozen=True, slots=True)
 class PathMatch:
     """A path and how it is compared. `PathPrefix` compares by path element."""
 
@@ -144,7 +162,8 @@ class Match:
     """One entry of `matches`; its fields are ANDed, the entries of a route are ORed.
 
     `path`, `method`, `headers` and `query` are for HTTP listeners, `alpn` for TLS listeners: the
-    client has to offer one of these protocols.
+    client has to offer one of these protocols. `destinations` are for transparent listeners: one
+    of them has to be where the connection was going.
     """
 
     path: PathMatch = PathMatch(PathType.PATH_PREFIX, "/")
@@ -152,6 +171,7 @@ class Match:
     headers: tuple[ValueMatch, ...] = ()  # each name once: the first one of a name counts
     query: tuple[ValueMatch, ...] = ()  # likewise
     alpn: tuple[str, ...] = ()
+    destinations: tuple[Destination, ...] = ()
     location: Location | None = None
 
 
@@ -453,9 +473,16 @@ class ProxyVersion(StrEnum):
     V2 = "v2"
 
 
+PASSTHROUGH = "passthrough"
+"""The backend that is there where a listener is transparent: wherever a connection was going."""
+
+
 @dataclass(frozen=True, slots=True)
 class Backend:
-    """A backend group: endpoints that can stand in for each other."""
+    """A backend group: endpoints that can stand in for each other.
+
+    `original`: it has no endpoints, and stands for where an intercepted connection was going.
+    """
 
     name: str
     endpoints: tuple[Endpoint, ...]
@@ -470,6 +497,7 @@ class Backend:
     panic: int = 0  # percent: with fewer healthy endpoints health is ignored; 0: never
     resolving: Resolving = field(default_factory=Resolving)
     proxy_protocol: ProxyVersion | None = None
+    original: bool = False
 
 
 # ---- listeners
@@ -529,6 +557,48 @@ class ForwardedFields:
     via: FieldPolicy = FieldPolicy.APPEND
 
 
+class Interception(StrEnum):
+    """How connections that were going elsewhere come to a transparent listener."""
+
+    REDIRECT = "redirect"  # NAT; where they were going is asked with SO_ORIGINAL_DST
+    TPROXY = "tproxy"  # as they are; where they were going is the socket's own address
+
+
+class Way(StrEnum):
+    """Which connections of its network namespace a transparent listener takes."""
+
+    INBOUND = "inbound"  # from elsewhere to an address of this namespace
+    OUTBOUND = "outbound"  # from a process in this namespace to elsewhere
+    BOTH = "both"
+
+
+class Unmatched(StrEnum):
+    """What becomes of an intercepted connection that no route matches."""
+
+    PASSTHROUGH = "passthrough"  # it goes where it was going
+    REFUSE = "refuse"  # as on other listeners
+
+
+@dataclass(frozen=True, slots=True)
+class Transparent:
+    """How a listener gets connections that were going elsewhere, and which ones.
+
+    Ports are those that the connections were going to. `except_blocks` are CIDR blocks of where
+    outbound connections go and inbound ones come from; `except_users` names or numbers of users
+    whose outbound connections are left alone. `keep_client_address`: backends are dialled with the
+    client's own address as source.
+    """
+
+    mode: Interception
+    direction: Way = Way.BOTH
+    ports: tuple[int, ...] = ()  # empty: every port
+    except_ports: tuple[int, ...] = ()
+    except_blocks: tuple[str, ...] = ()
+    except_users: tuple[str, ...] = ()
+    unmatched: Unmatched = Unmatched.PASSTHROUGH
+    keep_client_address: bool = False
+
+
 @dataclass(frozen=True, slots=True)
 class Listener:
     """An address that connections are accepted on."""
@@ -546,6 +616,7 @@ class Listener:
     forwarded: ForwardedFields = field(default_factory=ForwardedFields)
     allow: tuple[str, ...] = ()  # CIDR blocks of clients; empty: everyone
     deny: tuple[str, ...] = ()  # beats `allow`
+    transparent: Transparent | None = None
 
 
 @dataclass(frozen=True, slots=True)

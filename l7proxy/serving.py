@@ -16,7 +16,7 @@ from l7proxy.errors import StartupError
 from l7proxy.model import Address, Listener
 from l7proxy.net import bundle
 from l7proxy.net.activation import Activation
-from l7proxy.net.listen import ListeningSocket, open_for_clients
+from l7proxy.net.listen import ListeningSocket, let_intercept, open_for_clients
 from l7proxy.net.messages import Prepare
 from l7proxy.telemetry.counters import Rows, RowsExhausted
 from l7proxy.telemetry.log import event
@@ -108,17 +108,17 @@ class Opener:
         problems: list[str] = []
         for listener in manifest.listeners:
             found = there.get(_key(listener))
-            if found is not None:
-                sockets[found[0]] = found[1]
-                continue
             try:
-                opened = self._activation.open(listener) or open_for_clients(listener, leaving)
+                if found is None:
+                    opened = self._activation.open(listener) or open_for_clients(listener, leaving)
+                    fresh.append(opened)
+                    self._numbers += 1
+                    found = self._numbers, opened
+                let_intercept(found[1].sock, listener)
             except StartupError as error:
                 problems.append(f"listener {listener.name}: {error}")
                 continue
-            fresh.append(opened)
-            self._numbers += 1
-            sockets[self._numbers] = opened
+            sockets[found[0]] = found[1]
         if problems:
             raise Refused("\n".join(problems))
         return sockets

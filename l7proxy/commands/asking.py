@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import argparse
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from ipaddress import ip_address
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
@@ -11,7 +11,7 @@ from urllib.parse import urlsplit
 from l7proxy.errors import L7ProxyError
 
 if TYPE_CHECKING:
-    from l7proxy.model import Hello, Listener, Policy
+    from l7proxy.model import Address, Hello, Listener, Policy
 
 CLIENT = "192.0.2.1"  # RFC 5737: an address for documentation
 _PORTS = {"http": 80, "https": 443}
@@ -26,7 +26,8 @@ class Asked:
     """Exactly one of `raw` (an HTTP request as it would be sent) and `hello` is for `listener`.
 
     Both are None for a TCP stream. `chosen` says why it is this listener, `client` is whom the
-    connection is from, or whom its PROXY header names.
+    connection is from, or whom its PROXY header names; `destination` where it was going when it was
+    intercepted, as far as that was told.
     """
 
     listener: Listener
@@ -34,6 +35,7 @@ class Asked:
     client: str
     raw: bytes | None = None
     hello: Hello | None = None
+    destination: Address | None = None
 
 
 def client_address(text: str) -> str:
@@ -42,6 +44,21 @@ def client_address(text: str) -> str:
         return str(ip_address(text))
     except ValueError:
         raise argparse.ArgumentTypeError(f"{text!r} is no IP address") from None
+
+
+def destination(text: str) -> Address:
+    """For argparse: an IP address and a port."""
+    from l7proxy.config.addresses import endpoint_address
+    from l7proxy.config.bad import Bad
+    from l7proxy.model import Address
+
+    try:
+        found = endpoint_address(text)
+    except Bad as bad:
+        raise argparse.ArgumentTypeError(bad.message) from None
+    if not isinstance(found, Address):
+        raise argparse.ArgumentTypeError(f"{text!r} is no IP address with a port")
+    return found
 
 
 def header(text: str) -> tuple[str, str]:
@@ -54,9 +71,21 @@ def header(text: str) -> tuple[str, str]:
 
 def read(policy: Policy, options: argparse.Namespace) -> Asked:
     """What is asked; raises Unclear."""
-    if options.what in ("tcp", "tls"):
-        return _stream(policy, options)
-    return _request(policy, options)
+    stream = options.what in ("tcp", "tls")
+    asked = _stream(policy, options) if stream else _request(policy, options)
+    listener = asked.listener
+    if options.destination is None:
+        if listener.transparent is not None and any(
+            match.destinations for route in policy.routes for match in route.matches
+        ):
+            raise Unclear(
+                f"listener {listener.name} is transparent, and routes look at where a connection"
+                " was going: say so with --destination"
+            )
+        return asked
+    if listener.transparent is None:
+        raise Unclear(f"listener {listener.name} is not transparent: leave --destination out")
+    return replace(asked, destination=options.destination)
 
 
 def _client(listener: Listener, options: argparse.Namespace) -> str:

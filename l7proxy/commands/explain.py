@@ -22,6 +22,7 @@ examples:
   l7proxy explain policy.yaml GET https://db.example.com/       a TLS listener, by that name in SNI
   l7proxy explain policy.yaml tls secure --sni db.example.com --alpn h2
   l7proxy explain policy.yaml tcp postgres --client 10.1.2.3
+  l7proxy explain policy.yaml tcp outbound --destination 10.1.2.3:5432
 
 exit codes:
   0  explained, whatever the answer is
@@ -62,6 +63,12 @@ def add(commands: Subparsers) -> None:
         metavar="IP",
         help="whom the connection is from, or whom its PROXY header names (default:"
         f" {asking.CLIENT}; on a unix socket nobody's address)",
+    )
+    explain.add_argument(
+        "--destination",
+        type=asking.destination,
+        metavar="IP:PORT",
+        help="on a transparent listener: where the connection was going",
     )
     explain.add_argument("--sni", metavar="NAME", help="of a TLS stream: the name in SNI")
     explain.add_argument(
@@ -165,6 +172,8 @@ def _in_words(match: Match, *, stream: bool) -> str:
     parts += [f"query parameter {one.name} {one.type} {one.value!r}" for one in match.query]
     if match.alpn:
         parts.append(f"ALPN {' or '.join(match.alpn)}")
+    if match.destinations:
+        parts.append(f"destination {' or '.join(map(str, match.destinations))}")
     return ", ".join(parts) or "everything"
 
 
@@ -183,8 +192,10 @@ def _lines(found: dict[str, Any]) -> Iterator[str]:
     yield _row("client", f"{client['address']}{trusted}")
     if route is not None:
         host = f" for {route['hostname']}" if route["hostname"] else ""
-        yield _row("route", f"{route['name']} at {route['at']}{host}")
-        yield _row("match", f"{route['match']} at {route['matchAt']}")
+        place = f" at {route['at']}" if route["at"] else ", which comes with a transparent listener"
+        yield _row("route", f"{route['name']}{place}{host}")
+        place = f" at {route['matchAt']}" if route["matchAt"] else ""
+        yield _row("match", f"{route['match']}{place}")
     if found["answer"]:
         yield _row("answer", found["answer"])
     for name, value in found.get("headers", []):
@@ -217,7 +228,8 @@ def _others(others: list[dict[str, Any]]) -> Iterator[str]:
         yield ""
         yield f"other routes that {state}:"
         for one in some[:_MOST]:
-            yield _row("", f"{one['name']} at {one['at']}: {one['why']}")
+            place = f" at {one['at']}" if one["at"] else ""
+            yield _row("", f"{one['name']}{place}: {one['why']}")
         if len(some) > _MOST:
             yield _row("", f"and {len(some) - _MOST:,} more, which --json tells")
 

@@ -84,7 +84,8 @@ def find(policy: Policy, asked: Asked) -> Outcome:
             head = head.without_claims()
     if refusal := _kept_out(listener, client):
         return refusal
-    found = explain(policy, listener, head if head is not None else asked.hello)
+    read = head if head is not None else asked.hello
+    found = explain(policy, listener, read, asked.destination)
     outcome = _of(policy, asked, found, head, client, trusted=trusted)
     outcome.client, outcome.trusted = client, trusted
     outcome.head, outcome.explanation = head, found
@@ -131,20 +132,24 @@ def _of(
         return Outcome("deny", f"{_DENIED[listener.protocol]}: the route denies it", denied)
     if isinstance(answer, Redirect):
         assert head is not None
-        return _redirect(listener, answer, head, trusted=trusted)
+        return _redirect(asked, answer, head, trusted=trusted)
     if isinstance(answer, Respond):
         return _respond(listener, route, answer)
     return _forward(policy, asked, found, head, client, trusted=trusted)
 
 
-def _port(listener: Listener) -> int | None:
-    return listener.address.port if isinstance(listener.address, Address) else None
+def _port(asked: Asked) -> int | None:
+    """The port that the client went to."""
+    if asked.destination is not None:
+        return asked.destination.port
+    address = asked.listener.address
+    return address.port if isinstance(address, Address) else None
 
 
-def _redirect(listener: Listener, answer: Redirect, head: Head, *, trusted: bool) -> Outcome:
+def _redirect(asked: Asked, answer: Redirect, head: Head, *, trusted: bool) -> Outcome:
     redirect = answer.route.redirect
     assert redirect is not None
-    scheme, port = "http", _port(listener)
+    scheme, port = "http", _port(asked)
     if trusted:
         scheme, port = came_to(scheme, port, head.headers)
     location = filters.redirect_location(redirect, answer.match, head, scheme, port)
@@ -178,12 +183,15 @@ def _forward(
     assert route is not None
     assert splice is not None
     details: dict[str, Any] = {
-        "backends": [_backend(policy.backends.get(one.backend), one) for one in found.shares],
+        "backends": [
+            _backend(policy.backends.get(one.backend), one, asked.destination)
+            for one in found.shares
+        ],
         "splice": {"mode": str(splice.mode), "auto": splice.chosen, "why": splice.why},
     }
     if head is not None:
         listener = asked.listener
-        hop = Hop(asked.client, client, trusted, "http", _port(listener))
+        hop = Hop(asked.client, client, trusted, "http", _port(asked))
         fields = ForwardedWriter(listener.forwarded).fields(
             hop, head.headers, authority=head.authority, version=head.version
         )
@@ -197,10 +205,13 @@ def _forward(
     return Outcome("forward", "", None, details)
 
 
-def _backend(backend: Backend | None, share: Share) -> dict[str, Any]:
+def _backend(backend: Backend | None, share: Share, destination: Address | None) -> dict[str, Any]:
     found: dict[str, Any] = {"name": share.backend, "percent": round(share.percent, 1)}
     if backend is None:
         return {**found, "status": 500}
+    if backend.original:
+        address = "where the connection was going" if destination is None else str(destination)
+        return {**found, "endpoints": [{"address": address, "percent": 100.0}]}
     weights = sum(endpoint.weight for endpoint in backend.endpoints)
     found["balance"] = _balance(backend.balance)
     if backend.sticky is not None:

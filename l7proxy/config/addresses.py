@@ -12,7 +12,7 @@ from ipaddress import AddressValueError, IPv4Address, IPv6Address, ip_address, i
 
 from l7proxy.config.bad import Bad
 from l7proxy.config.problems import quoted
-from l7proxy.model import Address, NameAddress, SocketAddress, UnixAddress
+from l7proxy.model import Address, Destination, NameAddress, SocketAddress, UnixAddress
 
 _PORT = re.compile(r"[0-9]+")
 _LABEL = re.compile(r"[A-Za-z0-9_](?:[A-Za-z0-9_-]{0,61}[A-Za-z0-9_])?")
@@ -229,6 +229,36 @@ def cidr(text: str) -> str:
             f"write {block}, or {address} for this address alone",
         )
     return str(block)
+
+
+def destination(text: str) -> Destination:
+    """Where connections go: a block, a block and a port, or `*:PORT`."""
+    block, port = text, ""
+    if text.startswith("["):
+        block, bracket, rest = text[1:].partition("]")
+        if not bracket or not rest.startswith(":"):
+            said = "port" if bracket else "closing bracket"
+            raise Bad(f"{quoted(text)} has no {said}", 'write it as "[fd00::/8]:443"')
+        port = rest[1:]
+    elif text.count(":") == 1:
+        block, _, port = text.partition(":")
+    elif found := re.fullmatch(r"([^/]*/[0-9]+):([0-9]+)", text):
+        hint = f'write it as "[{found[1]}]:{found[2]}"'
+        raise Bad(f"the IPv6 block in {quoted(text)} needs brackets", hint)
+    number = _port(port, text, 1) if port or block != text else None
+    if block == "*":
+        if number is None:
+            raise Bad(f"{quoted(text)} is everything", "write a port: *:443")
+        return Destination(None, number)
+    return Destination(cidr(block), number)
+
+
+def no_destination(text: str) -> Bad:
+    """For what looks like nothing in particular."""
+    if text.isascii() and text.isdecimal():
+        hint = f'write "*:{text[:5]}" for that port of every address'
+        return Bad(f"{quoted(text)} is a number, and a destination is wanted", hint)
+    return no_block(text)
 
 
 def _no_block(text: str, host: str) -> Bad:

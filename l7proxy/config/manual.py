@@ -72,14 +72,22 @@ the one with
 4. a `method` (on a TLS listener: `alpn`);
 5. the most `headers`;
 6. the most `queryParams`;
-7. the earlier place in the file, and of several files in the one whose name comes first.
+7. the most specific `destinations`: with a port, then the longest prefix;
+8. the earlier place in the file, and of several files in the one whose name comes first.
 
 A hostname whose routes all miss the request is no dead end: the routes of a less specific hostname
 are candidates too. A request that nothing matches is answered with 404. A path that servers could
 read in ways that lead to different routes (`/public/..%2fadmin`, `/admin;x`) is refused with 400.
 
 On a **TLS** listener the name in SNI is the hostname; a stream that no route takes ends with the
-alert unrecognized_name. On a **TCP** listener nothing can be compared: the first route takes it.
+alert unrecognized_name. On a **TCP** listener nothing of what a client sends can be compared: the
+first route takes it.
+
+A **transparent** listener, of any protocol, gets connections that were going elsewhere, and
+`destinations` compares where to. What no route matches goes on to there (`unmatched` says
+otherwise), which counts as a route of the lowest priority, `(unmatched)` in logs and messages; the
+backend `passthrough` is the same for a route of your own. `l7proxy sidecar` puts the rules in
+place that bring connections to such listeners.
 
 ## How values are written
 

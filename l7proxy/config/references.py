@@ -11,9 +11,22 @@ from collections.abc import Sequence
 
 from l7proxy.config import rules
 from l7proxy.config.language import BackendDraft, Draft, ListenerDraft, RefDraft, RouteDraft
+from l7proxy.config.language.routes import MAX_PRIORITY
 from l7proxy.config.problems import quoted
 from l7proxy.config.walker import At, Walker, did_you_mean
-from l7proxy.model import Policy
+from l7proxy.model import (
+    PASSTHROUGH,
+    Backend,
+    BackendRef,
+    Listener,
+    Match,
+    Policy,
+    Route,
+    Unmatched,
+)
+
+UNMATCHED = "(unmatched)"
+"""The route of what no other one takes on a transparent listener: no name that can be written."""
 
 
 def check(walker: Walker, draft: Draft) -> None:
@@ -28,11 +41,12 @@ def check(walker: Walker, draft: Draft) -> None:
                 listeners.find(walker, listener)
         if draft.backends is not None:
             for ref in route.backend_refs or []:
-                if not ref.value.optional:
+                if not ref.value.optional and ref.value.name.value != PASSTHROUGH:
                     backends.find(walker, ref.value.name)
         _weights(walker, route)
     rules.routes.check(walker, draft)
     rules.backends.check(walker, draft)
+    rules.interception.check(walker, draft)
 
 
 def _route_names(walker: Walker, routes: list[RouteDraft]) -> None:
@@ -95,12 +109,38 @@ def _weights(walker: Walker, route: RouteDraft) -> None:
 
 
 def policy(walker: Walker, draft: Draft) -> Policy:
-    """The policy of a draft; everything in it must have been found in order."""
+    """The policy of a draft; everything in it must have been found in order.
+
+    What transparent listeners bring with them stands last: a backend, and a route to it for what no
+    other one takes, which has no place in the file.
+    """
     listeners = [one.listener for one in draft.listeners or [] if one.listener]
     backends = [one.backend for one in draft.backends or [] if one.backend]
+    routes = [one.route for one in draft.routes or [] if one.route]
+    if any(one.transparent is not None for one in listeners):
+        backends.append(Backend(PASSTHROUGH, (), original=True))
+        routes += _unmatched(listeners)
     return Policy(
         listeners={one.name: one for one in listeners},
-        routes=tuple(one.route for one in draft.routes or [] if one.route),
+        routes=tuple(routes),
         backends={one.name: one for one in backends},
         source=walker.source.name,
     )
+
+
+def _unmatched(listeners: list[Listener]) -> list[Route]:
+    names = tuple(
+        one.name
+        for one in listeners
+        if one.transparent is not None and one.transparent.unmatched is Unmatched.PASSTHROUGH
+    )
+    if not names:
+        return []
+    last = Route(
+        UNMATCHED,
+        (Match(),),
+        (BackendRef(PASSTHROUGH),),
+        listeners=names,
+        priority=-MAX_PRIORITY - 1,
+    )
+    return [last]

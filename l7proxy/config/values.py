@@ -14,6 +14,7 @@ from l7proxy.config.bad import Bad
 from l7proxy.config.problems import quoted
 
 MAX_NAME = 63
+MAX_USER = 32  # useradd(8)
 MAX_HOSTNAME = 253  # RFC 1123, 2.1: "SHOULD handle host names of up to 255 characters"; DNS: 253
 MAX_PATH = 1024  # Gateway API v1, HTTPPathMatch: maxLength
 MAX_HOURS = 576  # 24 days: the kernel counts its TCP timeouts in milliseconds, in 31 bits
@@ -31,6 +32,16 @@ def name(text: str) -> str:
             f"{quoted(text)} is no name",
             "use letters, digits, `-`, `_` and `.`, with a letter or digit first and last",
         )
+    return text
+
+
+_USER = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*")
+
+
+def user(text: str) -> str:
+    """A user of the machine, by name or number. Whether there is such a one is seen later."""
+    if len(text) > MAX_USER or not _USER.fullmatch(text):
+        raise Bad(f"{quoted(text)} is no user", "write the name of one, or its number")
     return text
 
 

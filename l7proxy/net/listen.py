@@ -27,8 +27,9 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 
 from l7proxy.errors import StartupError
-from l7proxy.model import Address, Listener, SocketAddress, UnixAddress
+from l7proxy.model import Address, Interception, Listener, SocketAddress, UnixAddress
 from l7proxy.net.dial import LINGER_RESET, keep_urgent_inline, reset_on_close, watch_for_dead_end
+from l7proxy.net.interception import make_transparent
 from l7proxy.net.unixsocket import SocketFile, open_unix
 
 log = logging.getLogger(__name__)
@@ -131,6 +132,13 @@ def adopt(sock: socket.socket, asked: SocketAddress, address: SocketAddress) -> 
     if isinstance(address, Address):
         _prepare_accepted(sock)
     return ListeningSocket(sock, asked, address, passed=True)
+
+
+def let_intercept(sock: socket.socket, listener: Listener) -> None:
+    """Prepare a listener's socket for what is brought to it. Raises StartupError."""
+    transparent = listener.transparent
+    if transparent is not None and transparent.mode is Interception.TPROXY:
+        make_transparent(sock)
 
 
 def open_listener(

@@ -7,6 +7,8 @@ from functools import lru_cache
 from typing import NamedTuple
 
 from l7proxy.model import (
+    PASSTHROUGH,
+    Destination,
     Filters,
     Listener,
     Match,
@@ -38,6 +40,7 @@ class Claim(NamedTuple):
     headers: frozenset[ValueMatch] = frozenset()
     query: frozenset[ValueMatch] = frozenset()
     alpn: frozenset[str] = frozenset()
+    destinations: frozenset[Destination] = frozenset()
 
 
 EVERYTHING = Claim()
@@ -60,6 +63,7 @@ def claim(host: str, match: Match) -> Claim:
         frozenset(first_of_each(match.headers, lower=True)),
         frozenset(first_of_each(match.query, lower=False)),
         frozenset(match.alpn),
+        frozenset(match.destinations),
     )
 
 
@@ -76,7 +80,8 @@ def applies(route: Route, listener: Listener) -> bool:
 
     What a listener cannot know, nobody can ask it: there is no path in a ClientHello, no ALPN in a
     request, and nothing at all in a stream of TCP. A stream can be forwarded or cut, but not
-    answered or changed. Whether its hostnames meet those of the listener is another question.
+    answered or changed. Only a transparent listener gets connections that were going elsewhere.
+    Whether its hostnames meet those of the listener is another question.
     """
     return next(_matches_for(route, listener), None) is not None
 
@@ -99,7 +104,12 @@ def _matches_for(route: Route, listener: Listener) -> Iterator[int]:
         return
     if protocol is Protocol.TCP and route.hostnames:
         return
+    intercepts = listener.transparent is not None
+    if not intercepts and any(ref.name == PASSTHROUGH for ref in route.backend_refs):
+        return
     for index, match in enumerate(route.matches):
+        if match.destinations and not intercepts:
+            continue
         if protocol is Protocol.HTTP:
             counts = not match.alpn
         else:

@@ -10,6 +10,8 @@
   value "". Of one that is repeated "the first value of the param" counts, as HTTPQueryParamMatch
   recommends; servers differ there, so it is no place for a rule of access.
 - *alpn*: the client offers one of these (RFC 7301).
+- *destinations*: an intercepted connection was going to one of these. Who came to the listener
+  itself was going nowhere else, and matches none.
 
 `Exact` values are compared byte by byte, in their case; a regular expression has to match the whole
 value. A header or a parameter that is not there matches nothing, not even `.*`.
@@ -20,7 +22,17 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
-from l7proxy.model import Hello, Match, Request, Requested, ValueMatch, ValueType
+from l7proxy.access import Blocks
+from l7proxy.model import (
+    Address,
+    Destination,
+    Hello,
+    Match,
+    Request,
+    Requested,
+    ValueMatch,
+    ValueType,
+)
 from l7proxy.patterns import Pattern, compile_pattern
 
 _NO_REQUEST = Request()
@@ -31,11 +43,17 @@ _ESCAPE = re.compile(rb"%([0-9A-Fa-f]{2})")
 class Facts:
     """What conditions ask for, read when it is asked for the first time."""
 
-    __slots__ = ("_headers", "_query", "hello", "request")
+    __slots__ = ("_headers", "_query", "destination", "hello", "request")
 
-    def __init__(self, request: Requested | None, hello: Hello | None = None) -> None:
+    def __init__(
+        self,
+        request: Requested | None,
+        hello: Hello | None = None,
+        destination: Address | None = None,
+    ) -> None:
         self.request = request or _NO_REQUEST
         self.hello = hello or _NO_HELLO
+        self.destination = destination  # where an intercepted connection was going
         self._headers: dict[bytes, bytes] | None = None
         self._query: dict[bytes, bytes] | None = None
 
@@ -152,7 +170,44 @@ class Offers:
         return f"it is for ALPN {', '.join(self.protocols)}, the client offers {offered}"
 
 
-Condition = MethodIs | Value | Offers
+class GoesTo:
+    """An intercepted connection was going to one of these."""
+
+    __slots__ = ("_every", "_of_port", "_shown")
+
+    criterion = "destinations"
+
+    def __init__(self, destinations: tuple[Destination, ...]) -> None:
+        self._shown = ", ".join(map(str, destinations))
+        self._every = Blocks(one.block for one in destinations if one.block and not one.port)
+        by_port: dict[int, list[str | None]] = {}
+        for one in destinations:
+            if one.port is not None:
+                by_port.setdefault(one.port, []).append(one.block)
+        self._of_port = {  # None: every address
+            port: None if None in blocks else Blocks(block for block in blocks if block)
+            for port, blocks in by_port.items()
+        }
+
+    def holds(self, facts: Facts) -> bool:
+        """Whether it was."""
+        destination = facts.destination
+        if destination is None:
+            return False
+        if destination.port in self._of_port:
+            blocks = self._of_port[destination.port]
+            if blocks is None or destination.host in blocks:
+                return True
+        return destination.host in self._every
+
+    def why_not(self, facts: Facts) -> str:
+        """A sentence for who wonders."""
+        if facts.destination is None:
+            return f"it is for connections that were going to {self._shown}, and this one came here"
+        return f"it is for {self._shown}, and the connection was going to {facts.destination}"
+
+
+Condition = MethodIs | Value | Offers | GoesTo
 
 
 def _shown(value: bytes) -> str:
@@ -168,6 +223,8 @@ def compile_conditions(match: Match) -> tuple[Condition, ...]:
     conditions += _values("query parameter", match.query)
     if match.alpn:
         conditions.append(Offers(match.alpn))
+    if match.destinations:
+        conditions.append(GoesTo(match.destinations))
     return tuple(conditions)
 
 

@@ -15,7 +15,7 @@ from dataclasses import dataclass, fields, is_dataclass
 from itertools import islice
 
 from l7proxy.model import Location, Policy, Request, Respond
-from l7proxy.routing.probes import Asked, Probes, shown
+from l7proxy.routing.probes import Asked, Intercepted, Probes, shown
 from l7proxy.routing.router import Router, compile_routers
 from l7proxy.routing.rules import Rule
 
@@ -189,7 +189,14 @@ def _effects(
 
 def _answer(router: Router, asked: Asked, texts: dict[int, str]) -> str:
     """What a listener does with a probe, in few words."""
-    rule = router.find(asked) if isinstance(asked, Request) else router.find_stream(asked)
+    plain, destination = (
+        (asked.asked, asked.destination) if isinstance(asked, Intercepted) else (asked, None)
+    )
+    rule = (
+        router.find(plain, destination)
+        if isinstance(plain, Request)
+        else router.find_stream(plain, destination)
+    )
     if rule is None:
         return "no route"
     if isinstance(rule, Respond):

@@ -10,6 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from l7proxy.model import (
+    Address,
     Deny,
     Hello,
     Listener,
@@ -33,8 +34,8 @@ from l7proxy.routing.splice import SpliceChoice, chosen
 
 READINGS = ("equivalent", "resolved", "lenient")
 
-Standing = tuple[int, tuple[int, int], tuple[int, int], int, int, int, int]
-"""Priority, hostname, path, method or ALPN, headers, query, place: the least one wins."""
+Standing = tuple[int, tuple[int, int], tuple[int, int], int, int, int, int, int]
+"""Priority, hostname, path, method or ALPN, headers, query, destination, place: the least wins."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,8 +52,8 @@ class Other:
     """A route that takes part and does not win.
 
     `criterion` is what it lost by: one of `listener`, `hostnames`, `path`, `method`, `headers`,
-    `queryParams`, `alpn` where it does not match; where it does, one of `priority`, `hostnames`,
-    `path`, `method`, `headers`, `queryParams`, `order`.
+    `queryParams`, `alpn`, `destinations` where it does not match; where it does, one of
+    `priority`, `hostnames`, `path`, `method`, `headers`, `queryParams`, `destinations`, `order`.
     """
 
     route: Route
@@ -114,10 +115,16 @@ class _Ballot:
         return min(holding, key=lambda one: one.standing, default=None)
 
 
-def explain(policy: Policy, listener: Listener, asked: Requested | Hello | None) -> Explanation:
+def explain(
+    policy: Policy,
+    listener: Listener,
+    asked: Requested | Hello | None,
+    destination: Address | None = None,
+) -> Explanation:
     """What `listener` answers and why.
 
-    `asked` is a request on an HTTP listener, a ClientHello on a TLS listener, None on a TCP one.
+    `asked` is a request on an HTTP listener, a ClientHello on a TLS listener, None on a TCP one;
+    `destination` is where the connection was going if it was intercepted.
     Raises PatternError, as compiling the policy does.
     """
     hello = asked if isinstance(asked, Hello) else None
@@ -125,7 +132,7 @@ def explain(policy: Policy, listener: Listener, asked: Requested | Hello | None)
     host, path = ("" if hello is None else hello.sni), ""
     if request is not None:
         host, path = request.host, request.path
-    facts = Facts(request, hello)
+    facts = Facts(request, hello, destination)
     paths = (path,) if is_plain(path) else readings(path)
     ballot = _ballot(policy, listener, host, paths[0], facts)
     winner = ballot.winner
@@ -220,8 +227,8 @@ def _standing(rule: Rule, pattern: str) -> Standing:
         else (2, -len(compared_path(rule.match.path)))
     )
     by_host = (2, 0) if not pattern else (1, -len(pattern)) if pattern[0] == "*" else (0, 0)
-    priority, method, headers, query, order = rule.rank
-    return priority, by_host, by_path, method, headers, query, order
+    priority, method, headers, query, destination, order = rule.rank
+    return priority, by_host, by_path, method, headers, query, destination, order
 
 
 def _others(ballot: _Ballot, winner: _Candidate | None) -> tuple[Other, ...]:
@@ -271,6 +278,7 @@ def _lost_by(one: _Candidate, winner: _Candidate) -> tuple[str, str]:
             "queryParams",
             f"it compares {_count(mine.query, 'query parameter')}, the winner {len(its.query)}",
         ),
+        ("destinations", "the winner is more specific about where the connection was going"),
         ("order", "it is as specific as the winner, and stands later"),
     )[at]
 

@@ -3,16 +3,21 @@
 Every match is asked for on each of its hostnames, as it stands and without its method, headers and
 query, those of routes that changed before all others; then come the other combinations of hosts and
 paths, and a host and a path that nobody named. A text that satisfies a regular expression is
-guessed, and left out where the guess is wrong.
+guessed, and left out where the guess is wrong. Where a listener is transparent, all of it is asked
+for each destination that a match names, and for one that none does.
 """
 
 from __future__ import annotations
 
 import re
 from collections.abc import Container, Iterator, Sequence
+from dataclasses import dataclass
+from ipaddress import ip_network
 from itertools import product
 
 from l7proxy.model import (
+    Address,
+    Destination,
     Hello,
     Listener,
     Match,
@@ -26,8 +31,21 @@ from l7proxy.model import (
 from l7proxy.patterns import compile_pattern
 from l7proxy.routing.claims import taking_part
 
-Asked = Request | Hello | None
+Plain = Request | Hello | None
 """What a listener is asked: None on a TCP listener."""
+
+
+@dataclass(frozen=True, slots=True)
+class Intercepted:
+    """The same, over a connection that was going elsewhere."""
+
+    asked: Plain
+    destination: Address
+
+
+Asked = Plain | Intercepted
+
+_NOWHERE = Address("192.0.2.1", 9)  # RFC 5737: an address for documentation
 
 
 class Probes:
@@ -46,16 +64,32 @@ class Probes:
 
     def all(self) -> Iterator[Asked]:
         """Each probe once; those of the matches first."""
+        if all(listener.transparent is None for _, listener in self._sides):
+            yield from self._plain()
+            return
+        destinations = list(dict.fromkeys(self._destinations()))
+        for asked in self._plain():
+            for destination in destinations:
+                yield Intercepted(asked, destination)
+
+    def _destinations(self) -> Iterator[Address]:
+        for policy, listener in self._sides:
+            for route in policy.routes:
+                for index, _ in taking_part(route, listener):
+                    yield from map(_within, route.matches[index].destinations)
+        yield _NOWHERE
+
+    def _plain(self) -> Iterator[Plain]:
         if self._protocol is Protocol.TCP:
             yield None
             return
-        seen: set[Asked] = set()
+        seen: set[Plain] = set()
         for asked in self._every():
             if asked not in seen:
                 seen.add(asked)
                 yield asked
 
-    def _every(self) -> Iterator[Asked]:
+    def _every(self) -> Iterator[Plain]:
         http = self._protocol is Protocol.HTTP
         for _, listener in self._sides:
             for host in listener.hostnames:
@@ -100,6 +134,14 @@ class Probes:
 def _hellos(match: Match, host: str) -> Iterator[Hello]:
     yield Hello(host, match.alpn)
     yield Hello(host)
+
+
+def _within(destination: Destination) -> Address:
+    """An address that a destination holds: the last one, which blocks inside of it rarely have."""
+    host = _NOWHERE.host
+    if destination.block is not None:
+        host = str(ip_network(destination.block)[-1])
+    return Address(host, destination.port or _NOWHERE.port)
 
 
 def _host(pattern: str) -> str:
@@ -158,6 +200,8 @@ def _encoded(text: str) -> str:
 
 def shown(asked: Asked) -> str:
     """A probe in one line: "GET http://api.example.com/v1 (x-canary: 1)"."""
+    if isinstance(asked, Intercepted):
+        return f"{shown(asked.asked)} to {asked.destination}"
     if asked is None:
         return "a connection"
     if isinstance(asked, Hello):

@@ -6,7 +6,17 @@ from collections.abc import Generator, Sequence
 
 from l7proxy import filters
 from l7proxy.filters import modified_path
-from l7proxy.model import Decision, Hello, Listener, Policy, Protocol, Requested, Respond, Splice
+from l7proxy.model import (
+    Address,
+    Decision,
+    Hello,
+    Listener,
+    Policy,
+    Protocol,
+    Requested,
+    Respond,
+    Splice,
+)
 from l7proxy.routing.claims import taking_part
 from l7proxy.routing.conditions import Facts
 from l7proxy.routing.hosts import HostSet
@@ -42,23 +52,24 @@ class Router:
         for host in hosts:
             self._rules.add(host, rule)
 
-    def decide(self, request: Requested) -> Decision:
+    def decide(self, request: Requested, destination: Address | None = None) -> Decision:
         """What to do with a request: as its route says, or Respond with 404 or 400.
 
-        400 is for a path that can be read in two ways (see `readings`), 500 for a route whose
-        backends are not there or have no weight.
+        `destination` is where its connection was going, if it was intercepted. 400 is for a path
+        that can be read in two ways (see `readings`), 500 for a route whose backends are not there
+        or have no weight.
         """
-        rule = self.find(request)
+        rule = self.find(request, destination)
         if rule is None:
             return NOT_FOUND
         return AMBIGUOUS if isinstance(rule, Respond) else rule.take()
 
-    def find(self, request: Requested) -> Rule | Respond | None:
+    def find(self, request: Requested, destination: Address | None = None) -> Rule | Respond | None:
         """The rule that wins, AMBIGUOUS, or None. No turn is taken."""
         host, path = request.host, request.path
         if host not in self._hosts:
             return None
-        facts = Facts(request)
+        facts = Facts(request, None, destination)
         if is_plain(path):
             return self._rules.find(host, path, facts)
         ways = readings(path)
@@ -72,21 +83,25 @@ class Router:
                 return AMBIGUOUS
         return rule
 
-    def decide_stream(self, hello: Hello | None = None) -> Decision:
+    def decide_stream(
+        self, hello: Hello | None = None, destination: Address | None = None
+    ) -> Decision:
         """What to do with a connection that has no head: what a TLS or a TCP listener got.
 
         Forward or Deny as the route says; Respond means that there is none, or that its backends
         are not there: nobody can be answered on a stream, so the connection is to be closed.
         """
-        rule = self.find_stream(hello)
+        rule = self.find_stream(hello, destination)
         return NO_STREAM_ROUTE if rule is None else rule.take()
 
-    def find_stream(self, hello: Hello | None = None) -> Rule | None:
+    def find_stream(
+        self, hello: Hello | None = None, destination: Address | None = None
+    ) -> Rule | None:
         """The rule that wins, or None. No turn is taken."""
         host = "" if hello is None else hello.sni
         if host not in self._hosts:
             return None
-        return self._rules.find(host, "", Facts(None, hello))
+        return self._rules.find(host, "", Facts(None, hello, destination))
 
 
 def agree(one: Rule | None, two: Rule | None, ways: Sequence[str], kind: int) -> bool:

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
+from ipaddress import ip_network
+
 from l7proxy.balance import WeightedTurns
 from l7proxy.model import (
     Decision,
     Deny,
+    Destination,
     Forward,
     Match,
     PathModifierType,
@@ -22,8 +26,8 @@ from l7proxy.routing.conditions import Facts, compile_conditions
 NO_WEIGHT = Respond(500, "every backend of this route has weight 0")
 NO_BACKEND = Respond(500, "this route names a backend that is not there")
 
-Rank = tuple[int, int, int, int, int]
-"""Priority, method or ALPN, headers, query, place: the least one is the best."""
+Rank = tuple[int, int, int, int, int, int]
+"""Priority, method or ALPN, headers, query, destination, place: the least one is the best."""
 
 
 class Rule:
@@ -82,15 +86,27 @@ def rank(route: Route, match: Match, order: int) -> Rank:
     """How a match ranks among those of one hostname and one path; the least is the best.
 
     Gateway API v1, HTTPRouteRule: "Method match", then "Largest number of header matches", then
-    "Largest number of query param matches"; ALPN stands where the method does.
+    "Largest number of query param matches"; ALPN stands where the method does. Of destinations one
+    with a port is more specific, then the longer prefix; of several the least specific one counts.
     """
     return (
         -route.priority,
         -(match.method is not None or bool(match.alpn)),
         -len({one.name.lower() for one in match.headers}),
         -len({one.name for one in match.query}),
+        -min(map(_specificity, match.destinations), default=0),
         order,
     )
+
+
+@lru_cache(maxsize=4096)
+def _specificity(destination: Destination) -> int:
+    """More than 0; that of 0.0.0.0/0 is that of ::/96, which is as many addresses."""
+    bits = 0
+    if destination.block is not None:
+        network = ip_network(destination.block)
+        bits = 1 + network.prefixlen + 128 - network.max_prefixlen
+    return bits + (256 if destination.port is not None else 0)
 
 
 def turns_of(route: Route, start: int) -> WeightedTurns | None:

@@ -105,6 +105,8 @@ class Auto:
                 answers.setdefault(action, route)
         routes = sorted(answers.values(), key=lambda route: self._order[route.name])
         names = tuple(route.name for route in routes)
+        if floor is not None and len(routes) > 1 and self._by_destination_alone():
+            return self._of_one_destination(routes, names)
         if floor is None:
             why = f"later requests of a connection may match {_either(names)} or no route (404)"
             return SpliceChoice(Splice.REQUEST, why, per_request=names)
@@ -115,6 +117,18 @@ class Auto:
         if each is not None:
             return SpliceChoice(Splice.REQUEST, each, per_request=names)
         why = f"every request of listener `{listener.name}` has the same answer"
+        return SpliceChoice(Splice.CONNECTION, why)
+
+    def _by_destination_alone(self) -> bool:
+        """Whether routes ask for nothing but where a connection was going, which never changes."""
+        return all(one._replace(destinations=frozenset()) == Claim() for one in self._owners)
+
+    def _of_one_destination(self, routes: list[Route], names: tuple[str, ...]) -> SpliceChoice:
+        for route in routes:
+            each = self._done_to_each(route)
+            if each is not None:
+                return SpliceChoice(Splice.REQUEST, each, per_request=names)
+        why = "all requests of a connection were going to the same place, and have the same answer"
         return SpliceChoice(Splice.CONNECTION, why)
 
     def _done_to_each(self, route: Route) -> str | None:

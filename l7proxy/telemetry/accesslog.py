@@ -43,7 +43,8 @@ class Record:
     `kernel_*` is how many of those the kernel moved. Text from a client is latin-1 decoded.
 
     `client` is who is served; where a trusted proxy said who that is, `proxy` is the proxy's
-    address. `rule` names the rule that refused the connection's first bytes, or denied it.
+    address. `destination` is where it was going when it was intercepted. `rule` names the rule that
+    refused the connection's first bytes, or denied it.
     """
 
     time: float
@@ -51,6 +52,7 @@ class Record:
     listener: str
     client: str
     proxy: str = ""
+    destination: str = ""
     route: str = ""
     backend: str = ""
     endpoint: str = ""
@@ -83,6 +85,7 @@ def encode(record: Record) -> bytes:
     return (
         f'{{"time":"{_stamp(r.time)}","worker":{r.worker},"listener":{_name(r.listener)},'
         f'"client":{_text(r.client, _CLIENT)},"proxy":{_text(r.proxy, _CLIENT)},'
+        f'"destination":{_text(r.destination, _CLIENT)},'
         f'"route":{_name(r.route)},'
         f'"backend":{_name(r.backend)},"endpoint":{_name(r.endpoint)},'
         f'"method":{_text(r.method, _METHOD)},"host":{_text(r.host, _HOST)},'

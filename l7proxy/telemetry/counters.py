@@ -78,6 +78,7 @@ class Counter(IntEnum):
     SERIES_FULL = 38  # sets of labels that found no series of their own, and were counted as others
     DRAINS = 39  # directions of spliced pairs whose end was passed on, every byte before it
     ERROR_OPERATOR_RESET = 40
+    ERROR_LOOP = 41
 
 
 ERRORS: dict[Reason, Counter] = {

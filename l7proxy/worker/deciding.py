@@ -49,22 +49,32 @@ _ALERTS = {
 class Deciding:
     """What is known of a connection's beginning when it is decided about."""
 
-    __slots__ = ("_admitted", "_connection", "_full_read", "_header", "_trusted")
+    __slots__ = (
+        "_admitted",
+        "_connection",
+        "_destination",
+        "_full_read",
+        "_header",
+        "_trusted",
+    )
 
     def __init__(
         self,
         connection: Connection,
         header: proxyproto.Header | None,
+        destination: Address | None,
         *,
         admitted: bool,
         full_read: bool,
     ) -> None:
         """`header`: of the PROXY protocol. `admitted`: the rules on clients were applied.
 
-        `full_read`: the client may have sent more than was read.
+        `destination`: where the connection was going when it was intercepted. `full_read`: the
+        client may have sent more than was read.
         """
         self._connection = connection
         self._header = header
+        self._destination = destination
         self._admitted = admitted
         self._full_read = full_read
         self._trusted = False  # whether the request is believed in what it says of hops
@@ -85,7 +95,7 @@ class Deciding:
                 served(connection, client, client)
         if not self._admitted and not admit(connection):
             return
-        decision = connection.listener.router.decide(head)
+        decision = connection.listener.router.decide(head, self._destination)
         if not isinstance(decision, Forward):
             self._answer(decision, head)
             return
@@ -112,7 +122,8 @@ class Deciding:
             surplus = surplus[:body_left]
             body_left -= len(surplus)
         connection.spliceable &= decision.splice is not Splice.NEVER
-        connection.dialing.choose(decision, head, connection.client_host, None)
+        host = connection.client_host
+        connection.dialing.choose(decision, head, host, None, self._destination)
         connection.brief = one_request or not head.keep_alive
         connection.upgrades = head.upgrade is not None
         upgrades = decision.splice is Splice.UPGRADE
@@ -127,7 +138,7 @@ class Deciding:
             record.sni, record.alpn = hello.sni, hello.alpn
         if not self._admitted and not admit(connection):
             return
-        decision = connection.listener.router.decide_stream(hello)
+        decision = connection.listener.router.decide_stream(hello, self._destination)
         if not isinstance(decision, Forward):
             if isinstance(decision, Deny):
                 record.route, record.rule = decision.route.name, "deny"
@@ -145,7 +156,8 @@ class Deciding:
         sni = "" if hello is None else hello.sni
         outgoing = self._proxy_out(decision, sni, alpn) + outgoing
         connection.spliceable &= decision.splice is not Splice.NEVER
-        connection.dialing.choose(decision, None, connection.client_host, hello)
+        host = connection.client_host
+        connection.dialing.choose(decision, None, host, hello, self._destination)
         self._go(route, outgoing)
         unread = connection.session.state is State.NEW
         connection.on(Event.ACCEPTED_UNREAD if unread else Event.ROUTED)
@@ -184,7 +196,7 @@ class Deciding:
                 source = socket_address(client.getpeername())
             except OSError:  # the client is gone already, which is found out soon
                 source = None
-            destination = socket_address(client.getsockname())
+            destination = self._destination or socket_address(client.getsockname())
         return proxyproto.encode(version, source, destination, authority=authority, alpn=alpn)
 
     # ---- answers of our own
@@ -241,6 +253,8 @@ class Deciding:
         header = self._header
         if header is not None and isinstance(header.destination, Address):
             return header.destination.port
+        if self._destination is not None:
+            return self._destination.port
         return self._connection.listener.front.port
 
     def _deny(self, route: Route, rule: str, head: Head) -> None:

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING
 from l7proxy import cookies
 from l7proxy.errors import Reason
 from l7proxy.health import Failure
-from l7proxy.model import Forward, Hello, Protocol, Requested
+from l7proxy.model import Address, Forward, Hello, Protocol, Requested
 from l7proxy.net import dial
 from l7proxy.session import Event
 from l7proxy.worker.groups import Group, Place
@@ -89,12 +89,18 @@ class Dialing:
         self._attempts = _NO_ATTEMPTS  # by descriptor
 
     def choose(
-        self, decision: Forward, request: Requested | None, client: str, hello: Hello | None
+        self,
+        decision: Forward,
+        request: Requested | None,
+        client: str,
+        hello: Hello | None,
+        destination: Address | None = None,
     ) -> None:
         """Take the endpoints of the decision's backend group, in their turn.
 
         `client` is the address, without a port, of who is served; "" when it has none. `request` is
-        what an HTTP listener read, `hello` what a TLS listener did.
+        what an HTTP listener read, `hello` what a TLS listener did, `destination` where an
+        intercepted connection was going.
         """
         connection = self._connection
         now = connection.worker.now
@@ -103,7 +109,10 @@ class Dialing:
         seconds = decision.route.timeouts.dial
         self._seconds = connection.listener.timeouts.dial if seconds is None else seconds
         self._group = group = connection.listener.groups[decision.backend.name]
-        order = group.order(request, client, hello, now)
+        if group.backend.original:
+            order = group.original(destination)
+        else:
+            order = group.order(request, client, hello, now)
         self._remembered = mine = group.remembered(request, now)
         self._order: Iterator[Place] = order
         if mine is not None:

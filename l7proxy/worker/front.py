@@ -18,6 +18,8 @@ from l7proxy.access import UNIX_CLIENT, Clients, Trust, plain_address
 from l7proxy.errors import Reason
 from l7proxy.forwarded import ForwardedWriter
 from l7proxy.model import Address, Listener, Protocol, ProxyHeader, RouteTimeouts, Timeouts
+from l7proxy.net.interception import OwnAddresses
+from l7proxy.worker.intercepted import Intercepted
 
 if TYPE_CHECKING:
     from l7proxy.worker.connection import Connection
@@ -28,7 +30,8 @@ class Front:
     """What is decided by the listener alone.
 
     `port` is the one that clients come to, None on a unix socket. `client_limit` is how many
-    connections one client may have, over all workers; None for any number.
+    connections one client may have, over all workers; None for any number. `intercepted` tells
+    where connections of a transparent listener were going.
     """
 
     clients: Clients
@@ -40,14 +43,20 @@ class Front:
     client_limit: int | None
     reads: bool  # whether anything is read of a connection before it is routed
     guarded: bool  # whether there are rules on who may connect
+    intercepted: Intercepted | None = None
 
     def knows(self, host: str) -> bool:
         """Whether the client is who the connection is from: nobody is believed to say otherwise."""
         return not self.trust or host not in self.trust
 
 
-def compiling_front(listener: Listener, sock: socket.socket) -> Generator[None, None, Front]:
-    """The rules of a listener that listens on `sock`, a few client blocks in each step."""
+def compiling_front(
+    listener: Listener, sock: socket.socket, own: OwnAddresses
+) -> Generator[None, None, Front]:
+    """The rules of a listener that listens on `sock`, a few client blocks in each step.
+
+    `own` are the addresses that l7proxy listens on.
+    """
     clients = yield from Clients.building(listener.allow, listener.deny)
     limit = listener.limits.client_connections
     is_unix = sock.family == socket.AF_UNIX
@@ -61,6 +70,9 @@ def compiling_front(listener: Listener, sock: socket.socket) -> Generator[None, 
         client_limit=limit,
         reads=listener.protocol is not Protocol.TCP or listener.proxy_protocol is not None,
         guarded=bool(clients) or limit is not None,
+        intercepted=None
+        if listener.transparent is None
+        else Intercepted(listener.transparent, own),
     )
 
 

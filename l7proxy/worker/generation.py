@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 
 from l7proxy.access import RouteAccess, has_rules
 from l7proxy.model import Backend, Hello, Limits, Listener, Policy, Protocol, Route, Timeouts
+from l7proxy.net.interception import OwnAddresses
 from l7proxy.net.messages import Prepare
 from l7proxy.routing import Router, compile_slices
 from l7proxy.worker.front import Front, compiling_front
@@ -133,9 +134,10 @@ def building(
             if has_rules(route.access):
                 accesses[id(route.access)] = yield from RouteAccess.building(route.access)
                 yield
+        own = OwnAddresses(sockets[number] for number in prepare.sockets)
         fronts = {}
         for listener, number in zip(policy.listeners.values(), prepare.sockets, strict=True):
-            fronts[listener.name] = yield from compiling_front(listener, sockets[number])
+            fronts[listener.name] = yield from compiling_front(listener, sockets[number], own)
             yield
     except BaseException:
         for group in fresh:

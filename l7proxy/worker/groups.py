@@ -60,6 +60,11 @@ class Counted:
         self._is_retired = True
         self._settle_row()
 
+    @property
+    def is_retired(self) -> bool:
+        """Whether nothing new is to come."""
+        return self._is_retired
+
     def _settle_row(self) -> None:
         if self._is_retired and not self._held and self._is_attached:
             self._is_attached = False
@@ -83,6 +88,23 @@ class Place(Counted):
         """Whether it is dialled over IPv6."""
         address = self.member.address
         return isinstance(address, Address) and address.is_ipv6
+
+
+class Elsewhere(Place):
+    """Where one intercepted connection was going. The group counts it, and nobody judges it."""
+
+    __slots__ = ()
+
+    def __init__(self, group: Counted, address: Address) -> None:
+        super().__init__(group.row, str(address), b"")
+        self.member = Member(address, 1)
+        self.at = 0
+
+    def enter(self) -> None:
+        """It is counted in the group already."""
+
+    def leave(self) -> None:
+        """Likewise."""
 
 
 class Group:
@@ -324,6 +346,12 @@ class Group:
         key = affinity(self.backend.balance, request, client, hello) if self._by_hash else None
         order = self._picker.order(standing.weights, self._present, key)
         return map(self.places.__getitem__, order)
+
+    def original(self, destination: Address | None) -> Iterator[Place]:
+        """Where the connection was going, of a group that stands for that."""
+        if destination is None or self.load.is_retired:
+            return iter(())
+        return iter((Elsewhere(self.load, destination),))
 
     def _present(self, at: int) -> int:
         return self.places[at].row.present()

@@ -28,7 +28,15 @@ _DONTWAIT = socket.MSG_DONTWAIT
 class Opening:
     """The state HEAD of one connection."""
 
-    __slots__ = ("_admitted", "_connection", "_full_read", "_header", "_proxy", "_reader")
+    __slots__ = (
+        "_admitted",
+        "_connection",
+        "_destination",
+        "_full_read",
+        "_header",
+        "_proxy",
+        "_reader",
+    )
 
     def __init__(self, connection: Connection) -> None:
         self._connection = connection
@@ -37,10 +45,16 @@ class Opening:
         self._header: proxyproto.Header | None = None
         self._reader: HeadReader | HelloReader | None = None
         self._full_read = False  # the last read filled its buffer: there may be more
+        self._destination: Address | None = None  # where it was going when it was intercepted
 
     def begin(self) -> None:
         """Start: read what routes, or decide at once where nothing is read."""
         connection, front = self._connection, self._connection.listener.front
+        if front.intercepted is not None:
+            self._destination = front.intercepted.destination(connection)
+            if self._destination is None:
+                return
+            connection.record.destination = str(self._destination)
         if not self._admit_known():
             return
         if front.reads:
@@ -198,7 +212,11 @@ class Opening:
     def _decide(self, what: Head | Hello | None, data: bytes) -> None:
         """Decide; `data` is what was read beside a head, or all of a stream that was read."""
         deciding = Deciding(
-            self._connection, self._header, admitted=self._admitted, full_read=self._full_read
+            self._connection,
+            self._header,
+            self._destination,
+            admitted=self._admitted,
+            full_read=self._full_read,
         )
         if isinstance(what, Head):
             deciding.route(what, data)

@@ -235,7 +235,7 @@ def test_caret_under_tabs_and_wide_characters() -> None:
         "    1 | listeners: {\t漢: {x: 1}}\n"
         "      |             \t     ^\n"
         "      = known are `address`, `mode`, `protocol`, `hostnames`, `proxyProtocol`,"
-        " `trustedProxies`, `forwarded`, `allow`, `deny`, `limits`, `timeouts`"
+        " `trustedProxies`, `forwarded`, `allow`, `deny`, `transparent`, `limits`, `timeouts`"
     )
 
 

@@ -25,6 +25,7 @@ from l7proxy.model import (
     Balance,
     BalanceType,
     Circuit,
+    Destination,
     Ejection,
     Endpoint,
     FieldPolicy,
@@ -33,6 +34,7 @@ from l7proxy.model import (
     HashOn,
     HeaderChanges,
     HealthCheck,
+    Interception,
     Limits,
     Listener,
     Match,
@@ -55,10 +57,13 @@ from l7proxy.model import (
     StaticResponse,
     Sticky,
     Timeouts,
+    Transparent,
     UnixAddress,
+    Unmatched,
     UrlRewrite,
     ValueMatch,
     ValueType,
+    Way,
 )
 
 EVERYTHING = (Path(__file__).resolve().parents[1] / "everything.yaml").read_text()
@@ -118,6 +123,27 @@ EXPECTED = Policy(
             Protocol.TCP,
             proxy_protocol=ProxyHeader.REQUIRE,
             trusted_proxies=("127.0.0.1/32",),
+        ),
+        "taken": Listener(
+            "taken",
+            Address("*", 15001),
+            Protocol.TCP,
+            transparent=Transparent(
+                Interception.TPROXY,
+                Way.OUTBOUND,
+                ports=(80, 443),
+                except_ports=(22,),
+                except_blocks=("10.0.0.0/8", "fd00::/8"),
+                except_users=("postgres", "1000", "0"),
+                unmatched=Unmatched.REFUSE,
+                keep_client_address=True,
+            ),
+        ),
+        "arriving": Listener(
+            "arriving",
+            Address("0.0.0.0", 15006),
+            Protocol.TLS,
+            transparent=Transparent(Interception.REDIRECT),
         ),
     },
     routes=(
@@ -217,11 +243,34 @@ EXPECTED = Policy(
             ),
         ),
         Route(
+            "intercepted",
+            (
+                Match(
+                    destinations=(
+                        Destination("10.0.0.0/8", 5432),
+                        Destination("192.0.2.1/32"),
+                        Destination(None, 6379),
+                        Destination("fd00::/8", 53),
+                        Destination("fd00::/9"),
+                    )
+                ),
+            ),
+            (BackendRef("passthrough"),),
+            listeners=("taken", "arriving"),
+        ),
+        Route(
             "stream",
             (Match(),),
             (BackendRef("raw"),),
             listeners=("raw",),
             access=Access(deny_clients=("192.0.2.0/24",)),
+        ),
+        Route(  # what a transparent listener brings with it
+            "(unmatched)",
+            (Match(),),
+            (BackendRef("passthrough"),),
+            listeners=("arriving",),
+            priority=-1_000_001,
         ),
     ),
     backends={
@@ -268,6 +317,7 @@ EXPECTED = Policy(
             balance=Balance(BalanceType.LEAST_CONNECTIONS),
             proxy_protocol=ProxyVersion.V1,
         ),
+        "passthrough": Backend("passthrough", (), original=True),
     },
     source="p.yaml",
 )

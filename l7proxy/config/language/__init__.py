@@ -23,6 +23,7 @@ from l7proxy.config.language.routes import ROUTE
 from l7proxy.config.nodes import Node
 from l7proxy.config.schema import Key, ListOf, MapOf, Table
 from l7proxy.config.walker import Walker
+from l7proxy.model import PASSTHROUGH
 
 __all__ = [
     "POLICY",
@@ -79,7 +80,7 @@ def read(walker: Walker, root: Node) -> Draft:
     if fields is None:
         return Draft(None, None, None)
     if "routes" not in fields.values or any(
-        "backendRefs" in at.value.fields.keys for at in fields.get("routes")
+        _names_backend(at.value) for at in fields.get("routes")
     ):
         POLICY.want(walker, fields, "backends")
     listeners, routes, backends = map(fields.get, ("listeners", "routes", "backends"))
@@ -88,3 +89,11 @@ def read(walker: Walker, root: Node) -> Draft:
         routes=None if routes is None else [at.value for at in routes],
         backends=None if backends is None else [backend(walker, *one) for one in backends],
     )
+
+
+def _names_backend(route: RouteDraft) -> bool:
+    """Whether a route needs a backend that a policy has to tell of."""
+    refs = route.backend_refs
+    if refs is None:
+        return "backendRefs" in route.fields.keys
+    return any(at.value.name.value != PASSTHROUGH for at in refs)

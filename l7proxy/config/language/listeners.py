@@ -11,6 +11,7 @@ from l7proxy.config.language.common import (
     refuse,
 )
 from l7proxy.config.language.drafts import ListenerDraft
+from l7proxy.config.language.interception import TRANSPARENT
 from l7proxy.config.readers import Choice, Text, Whole
 from l7proxy.config.schema import Fields, Key, ListOf, Record, Table, arguments
 from l7proxy.config.walker import At, Walker
@@ -224,6 +225,14 @@ LISTENER = Table(
             BLOCKS,
             "CIDR blocks of clients that are reset. It beats `allow`.",
             default="nobody",
+        ),
+        "transparent": Key(
+            TRANSPARENT,
+            "It gets connections that were going elsewhere, which `l7proxy sidecar enable` has"
+            " brought here: routes can match `destinations`, and what none matches goes on to where"
+            " it was going. Who connects to the listener itself is reset. A word alone is the"
+            " `mode`.",
+            default="it gets those that are made to it",
         ),
         "limits": Key(
             LIMITS,

@@ -7,13 +7,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from l7proxy.config import httpvalues, values
+from l7proxy.config import addresses, httpvalues, values
+from l7proxy.config.language.common import refuse
 from l7proxy.config.language.drafts import MatchDraft
 from l7proxy.config.nodes import Node
 from l7proxy.config.readers import Choice, Text, parsed
 from l7proxy.config.schema import Fields, Key, Kinds, ListOf, Made, MapOf, Table
 from l7proxy.config.walker import At, Walker
-from l7proxy.model import Match, PathMatch, PathType, ValueMatch, ValueType
+from l7proxy.model import Destination, Match, PathMatch, PathType, ValueMatch, ValueType
 
 MAX_VALUES = 64  # security limit: header fields, query parameters, protocols of one match
 
@@ -180,6 +181,14 @@ ALPN = Text(
     most=httpvalues.MAX_ALPN,
     examples=("h2", "http/1.1"),
 )
+DESTINATION: Text[Destination] = Text(
+    addresses.destination,
+    refuse(addresses.no_destination),
+    kind="a block, a block and a port, or a port",
+    pattern=r"^(\*:[0-9]{1,5}|[0-9.]+(/[0-9]{1,2})?(:[0-9]{1,5})?"
+    r"|\[[0-9A-Fa-f:.]+(/[0-9]{1,3})?\]:[0-9]{1,5}|[0-9A-Fa-f:.]+(/[0-9]{1,3})?)$",
+    examples=("10.0.0.0/8:5432", "10.0.0.0/8", "*:5432", "[fd00::/8]:5432"),
+)
 
 
 def _match(walker: Walker, fields: Fields, node: Node) -> MatchDraft | None:
@@ -190,6 +199,7 @@ def _match(walker: Walker, fields: Fields, node: Node) -> MatchDraft | None:
         headers=_first_of_each(headers),
         query=_first_of_each(query),
         alpn=tuple(dict.fromkeys(at.value for at in fields.get("alpn", []))),
+        destinations=tuple(dict.fromkeys(at.value for at in fields.get("destinations", []))),
         location=walker.location(node),
     )
     return MatchDraft(match, fields, tuple(headers), tuple(query))
@@ -234,12 +244,20 @@ MATCH = Made(
                 " `http/1.1`.",
                 default="any",
             ),
+            "destinations": Key(
+                ListOf(DESTINATION, "a destination", 'write ["10.0.0.0/8:5432"]', most=MAX_VALUES),
+                "On a transparent listener: the connection was going to one of these, each a CIDR"
+                " block, with a port or without, or `*` and a port.",
+                default="any",
+            ),
         },
         foreign={
             "hostname": "`hostnames` stands in the route",
             "hostnames": "`hostnames` stands in the route",
             "host": "`hostnames` stands in the route",
             "prefix": "write `path: /x`",
+            "destination": "write a list, `destinations`",
+            "port": 'write destinations: ["*:PORT"]',
         },
         empty="leave `matches` out to match everything",
         plain="path",

@@ -48,7 +48,11 @@ BACKEND_REF = Made(
         "a backendRef",
         {
             "name": Key(
-                NAME, "The name of a backend.", required=True, hint="the name of a backend"
+                NAME,
+                "The name of a backend; `passthrough` is wherever a connection to a transparent"
+                " listener was going.",
+                required=True,
+                hint="the name of a backend",
             ),
             "weight": Key(
                 Whole(0, MAX_WEIGHT),

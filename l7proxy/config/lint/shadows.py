@@ -48,6 +48,10 @@ class _Asks:
             and mine.headers <= its.headers
             and mine.query <= its.query
             and (not mine.alpn or (bool(its.alpn) and its.alpn <= mine.alpn))
+            and (
+                not mine.destinations
+                or (bool(its.destinations) and its.destinations <= mine.destinations)
+            )
         )
 
 
@@ -122,7 +126,7 @@ def check(walker: Walker, draft: Draft, policy: Policy) -> list[bool]:
                 if board.listener.protocol is Protocol.TCP:
                     only_streams.add(asks.spot)
     teller = _Teller(walker, policy, draft.routes or [])
-    for index, route in enumerate(policy.routes):
+    for index, route in enumerate(policy.routes[: len(teller.routes)]):  # those that are written
         lost = [
             (index, at)
             for at in range(len(route.matches))
@@ -154,6 +158,8 @@ class _Teller:
             hint = "remove it, or give it a priority that is as high"
         else:
             same = "all connections of its listeners" if stream else "the same requests"
+            if rival.claim.destinations:
+                same = "connections to the same destinations"
             why = f"{taker} takes {same} and stands first"
             hint = "remove it, move it up, or make it more specific"
         node = self._node(spot, whole=whole)

@@ -20,7 +20,7 @@ def check(walker: Walker, draft: Draft, policy: Policy) -> None:
     """Notes for every `auto`, and warnings for what was written against its better knowledge."""
     routes = {
         route.name: written
-        for route, written in zip(policy.routes, draft.routes or [], strict=True)
+        for route, written in zip(policy.routes, draft.routes or [], strict=False)
     }
     for listener, written in zip(policy.listeners.values(), draft.listeners or [], strict=True):
         auto = Auto(policy, listener)

@@ -2,6 +2,6 @@
 
 from __future__ import annotations
 
-from l7proxy.config.rules import backends, listeners, routes
+from l7proxy.config.rules import backends, interception, listeners, routes
 
-__all__ = ["backends", "listeners", "routes"]
+__all__ = ["backends", "interception", "listeners", "routes"]

@@ -1,0 +1,157 @@
+"""Connections that were going elsewhere: where to, who made them, and sockets that may take them.
+
+- A redirected connection (NAT) has the listener's address at its near end; connection tracking
+  knows where it was going (`SO_ORIGINAL_DST`, netfilter's `getorigdst`). On a dual-stack socket an
+  IPv4 connection is asked about at SOL_IP, though its family is AF_INET6.
+- One that TPROXY assigned has at its near end the address that it was going to.
+- Whom the other end belongs to is told by the socket with the same addresses the other way round,
+  if it is in this network namespace: sock_diag(7) finds it by them in one step, for any user.
+- `IP_TRANSPARENT` needs CAP_NET_ADMIN or CAP_NET_RAW when it is set; what a listener accepts has it
+  from the listener.
+"""
+
+from __future__ import annotations
+
+import errno
+import socket
+import struct
+from collections.abc import Iterable
+
+from l7proxy.errors import StartupError
+from l7proxy.model import Address, Interception
+
+_SO_ORIGINAL_DST = 80  # linux/netfilter_ipv4.h; IP6T_SO_ORIGINAL_DST is the same
+_IP_TRANSPARENT = 19
+_IPV6_TRANSPARENT = 75
+_SOCKADDR_IN = struct.Struct("!2xH4s8x")
+_SOCKADDR_IN6 = struct.Struct("!2xH4x16s4x")
+
+
+def original_destination(sock: socket.socket, mode: Interception) -> Address:
+    """Where an accepted connection was going: its near end where nobody moved it.
+
+    Raises OSError when the client has gone.
+    """
+    host, port = sock.getsockname()[:2]
+    is_ipv6 = ":" in host and not host.startswith("::ffff:")
+    if mode is Interception.REDIRECT:
+        try:
+            return _translated(sock, is_ipv6=is_ipv6)
+        except OSError as error:
+            # connection tracking knows nothing of it, or there is none
+            if error.errno not in (errno.ENOENT, errno.ENOPROTOOPT, errno.EOPNOTSUPP):
+                raise
+    return Address(host if is_ipv6 else host.removeprefix("::ffff:"), port)
+
+
+def _translated(sock: socket.socket, *, is_ipv6: bool) -> Address:
+    if is_ipv6:
+        raw = sock.getsockopt(socket.IPPROTO_IPV6, _SO_ORIGINAL_DST, _SOCKADDR_IN6.size)
+        port, packed = _SOCKADDR_IN6.unpack(raw)
+        return Address(socket.inet_ntop(socket.AF_INET6, packed), port)
+    raw = sock.getsockopt(socket.SOL_IP, _SO_ORIGINAL_DST, _SOCKADDR_IN.size)
+    port, packed = _SOCKADDR_IN.unpack(raw)
+    return Address(socket.inet_ntop(socket.AF_INET, packed), port)
+
+
+def make_transparent(sock: socket.socket) -> None:
+    """Let it take, or make, connections with addresses that are not of this machine.
+
+    Raises StartupError.
+    """
+    ipv6 = sock.family == socket.AF_INET6
+    level = socket.IPPROTO_IPV6 if ipv6 else socket.SOL_IP
+    try:
+        sock.setsockopt(level, _IPV6_TRANSPARENT if ipv6 else _IP_TRANSPARENT, 1)
+    except OSError as error:
+        said = (error.strerror or str(error)).lower()
+        if error.errno in (errno.EPERM, errno.EACCES):
+            said = "CAP_NET_ADMIN is missing; add it, or write `transparent: redirect`"
+        raise StartupError(f"cannot take what TPROXY brings: {said}") from error
+
+
+class OwnAddresses:
+    """The addresses that l7proxy itself listens on."""
+
+    def __init__(self, socks: Iterable[socket.socket]) -> None:
+        self._exact: set[tuple[str, int]] = set()
+        self._everywhere: set[tuple[bool, int]] = set()  # whether IPv6, port
+        for sock in socks:
+            if sock.family == socket.AF_UNIX:
+                continue
+            host, port = sock.getsockname()[:2]
+            if host == "0.0.0.0":
+                self._everywhere.add((False, port))
+            elif host == "::":
+                self._everywhere.add((True, port))
+                if not sock.getsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY):
+                    self._everywhere.add((False, port))
+            else:
+                self._exact.add((host, port))
+
+    def __contains__(self, address: Address) -> bool:
+        if (address.host, address.port) in self._exact:
+            return True
+        return (address.is_ipv6, address.port) in self._everywhere and is_local(address)
+
+
+def is_local(address: Address) -> bool:
+    """Whether it is an address of this network namespace: whether a socket can have it."""
+    family = socket.AF_INET6 if address.is_ipv6 else socket.AF_INET
+    try:
+        with socket.socket(family, socket.SOCK_DGRAM) as probe:
+            probe.bind((address.host, 0))
+    except OSError:
+        return False
+    return True
+
+
+# linux/inet_diag.h, linux/sock_diag.h
+_NETLINK_SOCK_DIAG = 4
+_SOCK_DIAG_BY_FAMILY = 20
+_NLM_F_REQUEST = 1
+_NLMSG_ERROR = 2
+_HEADER = struct.Struct("=IHHII")
+_REQUEST = struct.Struct("=BBBxI")
+_ID = struct.Struct("!HH16s16s")
+_ANY = struct.pack("=III", 0, 0xFFFF_FFFF, 0xFFFF_FFFF)  # any interface, any cookie
+_UID_AT = _HEADER.size + 4 + 48 + 12  # of inet_diag_msg: behind family to retrans, id, three words
+_STATE_AT = _HEADER.size + 1
+_LISTEN = 10
+
+
+class Owners:
+    """Asks the kernel whose sockets are. Raises OSError when made where it cannot be asked."""
+
+    def __init__(self) -> None:
+        self._sock = socket.socket(socket.AF_NETLINK, socket.SOCK_DGRAM, _NETLINK_SOCK_DIAG)
+        self._sock.settimeout(1.0)  # it answers at once, or it has lost the question
+
+    def owner(self, near: Address, far: Address) -> int | None:
+        """The user of the TCP socket here that is connected from `near` to `far`.
+
+        None where there is none: the connection is from elsewhere, or over. Raises OSError when the
+        kernel does not answer.
+        """
+        family = socket.AF_INET6 if near.is_ipv6 else socket.AF_INET
+        ends = [socket.inet_pton(family, one.host).ljust(16, b"\0") for one in (near, far)]
+        states = 0xFFFF_FFFF
+        request = _REQUEST.pack(family, socket.IPPROTO_TCP, 0, states)
+        request += _ID.pack(near.port, far.port, *ends) + _ANY
+        size = _HEADER.size + len(request)
+        self._sock.send(_HEADER.pack(size, _SOCK_DIAG_BY_FAMILY, _NLM_F_REQUEST, 0, 0) + request)
+        answer = self._sock.recv(4096)
+        _, kind, _, _, _ = _HEADER.unpack_from(answer)
+        if kind == _NLMSG_ERROR:
+            (code,) = struct.unpack_from("=i", answer, _HEADER.size)
+            if code == -errno.ENOENT:
+                return None
+            raise OSError(-code, "sock_diag")
+        if answer[_STATE_AT] == _LISTEN:
+            return None
+        uid: int = struct.unpack_from("=I", answer, _UID_AT)[0]
+        return uid
+
+    def close(self) -> None:
+        """Ask no more."""
+        self._sock.close()
