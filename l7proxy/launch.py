@@ -20,7 +20,7 @@ from functools import partial
 from typing import Any
 
 from l7proxy import __version__, loading, prober, worker
-from l7proxy.admin import Admin, Guard, Router
+from l7proxy.admin import Admin, Guard, Router, add_page
 from l7proxy.config.fingerprint import Fingerprint, fingerprint
 from l7proxy.datapath.sockmap import Splicer, load_splicers
 from l7proxy.doctor import prove_sockmap
@@ -262,6 +262,7 @@ async def _serve(
     router = Router()
     Operations(supervisor, reloader, inquiry, stats).add_to(router)
     Scraper(supervisor, reloader, shared, boards, way.splicers, way.datapath, groups).add_to(router)
+    add_page(router)
     admin = Admin(router)
     admin_socket = open_admin(options.admin) if options.admin else None
     beside = [asyncio.create_task(_watch(shared)), asyncio.create_task(managing.beat())]

@@ -4,6 +4,7 @@
     guard     who may ask: the token, and what a browser must not be made to do
     router    which path and method is whose
     message   requests, answers, problems (RFC 9457)
+    page/     the status page at `/`
 
 It runs in the supervisor, which is privileged, so it reads little and believes none of it. What is
 behind the paths is added by `operations` and by whoever else has something to tell:
@@ -17,7 +18,18 @@ from __future__ import annotations
 
 from l7proxy.admin.guard import Guard, Token
 from l7proxy.admin.message import Answer, Problem, Request, json_answer
+from l7proxy.admin.page import add_page
 from l7proxy.admin.router import Router
 from l7proxy.admin.server import Admin
 
-__all__ = ["Admin", "Answer", "Guard", "Problem", "Request", "Router", "Token", "json_answer"]
+__all__ = [
+    "Admin",
+    "Answer",
+    "Guard",
+    "Problem",
+    "Request",
+    "Router",
+    "Token",
+    "add_page",
+    "json_answer",
+]

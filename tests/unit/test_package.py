@@ -70,9 +70,16 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_the_wheel_holds_everything_that_runs(wheel: Path) -> None:
     names = set(zipfile.ZipFile(wheel).namelist())
     sources = {str(path.relative_to(ROOT)) for path in (ROOT / "l7proxy").rglob("*.py")}
-    assert sources | {OBJECT, "l7proxy/py.typed"} <= names
-    extra = {name for name in names - sources if not re.match(r"l7proxy-[^/]*\.dist-info/", name)}
-    assert extra == {OBJECT, "l7proxy/py.typed"}
+    page = {
+        str(path.relative_to(ROOT))
+        for path in (ROOT / "l7proxy/admin/page").iterdir()
+        if path.is_file()
+    }
+    assert "l7proxy/admin/page/index.html" in page
+    wanted = sources | page | {OBJECT, "l7proxy/py.typed"}
+    assert wanted <= names
+    extra = {name for name in names if not re.match(r"l7proxy-[^/]*\.dist-info/", name)}
+    assert extra == wanted
     assert {"LICENSE", "LICENSE.GPL-2.0"} <= {name.rpartition("/")[2] for name in names}
 
 
