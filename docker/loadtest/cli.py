@@ -37,7 +37,7 @@ def _interrupt(*_: object) -> None:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Exit code 0: every sample was valid; 1: some were not; 2: it could not run."""
+    """Exit code 0: every sample was valid in the end; 1: some were not; 2: it could not run."""
     words = list(sys.argv[1:] if argv is None else argv)
     options = parser().parse_args(words)
     options.typed = command_line(words)

@@ -123,7 +123,8 @@ def bench(options: argparse.Namespace, host: Host) -> Bench:
 def drive(options: argparse.Namespace, host: Host, wanted: run.Plan) -> int:
     """Run it on this host, and leave the results; also when it is interrupted.
 
-    Returns the exit code: 0 when every sample was valid, 1 when some were not or it was cut short.
+    Returns the exit code: 0 when every sample was valid, at the last of its tries; 1 when some were
+    not, or it was cut short.
     """
     machine.raise_limits()
     interrupted = False
@@ -157,7 +158,7 @@ def drive(options: argparse.Namespace, host: Host, wanted: run.Plan) -> int:
     leave(found, options.output)
     if options.profile:
         _say(f"profiles: {options.profile}/*.data (perf report -i)")
-    return 0 if not interrupted and all(sample.valid for sample in found.samples) else 1
+    return 0 if not interrupted and results.complete(found.samples) else 1
 
 
 def leave(found: Results, output: Path) -> None:

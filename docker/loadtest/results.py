@@ -131,6 +131,15 @@ class Results:
     samples: Sequence[Sample]
 
 
+def complete(samples: Sequence[Sample]) -> bool:
+    """Whether everything that was taken was valid, if not at its first try."""
+
+    def place(sample: Sample) -> tuple[str, str, int, str | None]:
+        return sample.workload, sample.contender, sample.round, sample.load
+
+    return {place(s) for s in samples} == {place(s) for s in samples if s.valid}
+
+
 def dumps(results: Results) -> str:
     """The text of the file."""
     raw = {

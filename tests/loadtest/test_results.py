@@ -86,3 +86,13 @@ def test_a_figure_that_is_no_number_is_not_written() -> None:
 def test_what_is_no_results_file(text: str, said: str) -> None:
     with pytest.raises(ResultsError, match=said):
         results.loads(text, "x.json")
+
+
+def test_a_run_is_complete_when_each_sample_was_valid_at_one_of_its_tries() -> None:
+    first = Sample("stream", "direct", 1, "saturation", ["other processes took 9% of the machine"])
+    second = Sample("stream", "direct", 1, "saturation")
+    assert results.complete([first, second])
+    assert not results.complete([first])
+    assert not results.complete([first, Sample("stream", "direct", 2, "saturation")])
+    assert not results.complete([first, Sample("stream", "haproxy-tcp", 1, "saturation")])
+    assert not results.complete([first, Sample("connect", "direct", 1, "saturation")])
