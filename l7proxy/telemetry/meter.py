@@ -29,6 +29,8 @@ BOUNDS = (
 )
 """Seconds, of the buckets of all histograms."""
 
+_BOUNDS_MS = tuple(bound * 1000 for bound in BOUNDS)
+
 ACCEPTED = "accepted"  # listener
 REFUSED = "refused"  # listener, reason
 ENDED = "ended"  # listener, route, backend, endpoint, reason
@@ -114,24 +116,26 @@ class Meter:
                 words[place] += r.kernel_in
                 words[place + 1] += r.kernel_out
 
-    def head(self, listener: str, seconds: float) -> None:
+    # ---- how long things took, in milliseconds of a clock that never goes back
+
+    def head(self, listener: str, took: float) -> None:
         """A head, or what else routes, was there so long after the accept."""
-        self._observe((HEAD, listener), seconds)
+        self._observe((HEAD, listener), took)
 
-    def dialled(self, backend: str, seconds: float) -> None:
+    def dialled(self, backend: str, took: float) -> None:
         """A backend group was connected to within so long, retries included."""
-        self._observe((DIAL, backend), seconds)
+        self._observe((DIAL, backend), took)
 
-    def first_byte(self, backend: str, seconds: float) -> None:
+    def first_byte(self, backend: str, took: float) -> None:
         """The first byte of a backend came so long after it was connected to."""
-        self._observe((FIRST_BYTE, backend), seconds)
+        self._observe((FIRST_BYTE, backend), took)
 
     def _count(self, key: Key) -> None:
         slot = self._counts
         slot.words[slot.young.get(key) or slot.at(key)] += 1
 
-    def _observe(self, key: Key, seconds: float) -> None:
+    def _observe(self, key: Key, took: float) -> None:
         slot = self._times
         place, words = slot.young.get(key) or slot.at(key), slot.words
-        words[place + bisect_left(BOUNDS, seconds)] += 1
-        words[place + _SUM] += max(0, int(seconds * 1e6))
+        words[place + bisect_left(_BOUNDS_MS, took)] += 1
+        words[place + _SUM] += int(took * 1000.0)

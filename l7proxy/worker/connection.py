@@ -261,21 +261,19 @@ class Connection:
         """What routes is complete."""
         record = self.record
         record.head_ms = self.elapsed()
-        self.worker.meter.head(record.listener, record.head_ms / 1000)
+        self.worker.meter.head(record.listener, record.head_ms)
 
     def note_dialled(self) -> None:
         """The backend is connected to."""
         record = self.record
         record.dial_ms = self.elapsed()
-        took = record.dial_ms - (record.head_ms or 0.0)
-        self.worker.meter.dialled(record.backend, took / 1000)
+        self.worker.meter.dialled(record.backend, record.dial_ms - (record.head_ms or 0.0))
 
     def note_first_byte(self) -> None:
         """The first byte of the backend has come."""
         record = self.record
         record.first_byte_ms = self.elapsed()
-        took = record.first_byte_ms - (record.dial_ms or 0.0)
-        self.worker.meter.first_byte(record.backend, took / 1000)
+        self.worker.meter.first_byte(record.backend, record.first_byte_ms - (record.dial_ms or 0.0))
 
     def _note_open(self) -> None:
         assert self.pair is not None

@@ -1,0 +1,130 @@
+"""What `GET /metrics` costs, with live spliced connections: `python3 -m tests.bench.scrape`.
+
+The bounds: a scrape takes less than 100 ms, and what workers use meanwhile is what they use
+without. And what a connection costs a worker to be counted, by itself.
+"""
+
+from __future__ import annotations
+
+import argparse
+import socket
+import sys
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from statistics import median
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from proxy import Proxy, cpu_seconds, until
+
+from l7proxy.telemetry.accesslog import Record
+from l7proxy.telemetry.counters import SharedCounters
+from l7proxy.telemetry.meter import Meter, counts_board, times_board
+
+MOST_SECONDS = 0.1
+SCRAPES = 20
+TURNS = 100_000
+ACCEPT = {"Accept": "application/openmetrics-text; version=1.0.0"}
+
+POLICY = """\
+listeners: {{raw: {{address: "127.0.0.1:0", protocol: TCP, limits: {{connections: 20000}}}}}}
+routes: [{{name: all, listeners: [raw], backendRefs: [{{name: app}}]}}]
+backends: {{app: {{endpoints: ["127.0.0.1:{port}"]}}}}
+"""
+
+
+class Greeter:
+    """A backend that greets, keeps the connection, and says nothing more."""
+
+    def __init__(self) -> None:
+        self._listener = socket.create_server(("127.0.0.1", 0), backlog=4096)
+        self.port: int = self._listener.getsockname()[1]
+        self._held: list[socket.socket] = []
+        threading.Thread(target=self._greet, daemon=True).start()
+
+    def _greet(self) -> None:
+        while True:
+            one, _ = self._listener.accept()
+            one.sendall(b"hello")
+            self._held.append(one)
+
+    def hang_up(self) -> None:
+        """End all that it keeps."""
+        for one in self._held:
+            one.close()
+
+
+def counting() -> float:
+    """Microseconds that it takes a worker to count a connection, all its figures together."""
+    shared, counts, times = SharedCounters(1), counts_board(1), times_board(1)
+    meter = Meter(counts, times, 0, shared.slot(0).view)
+    record = Record(0.0, 0, "web", "192.0.2.1:5", route="all", backend="app", endpoint="a:1")
+    record.bytes_in, record.bytes_out, record.kernel_out = 10, 2000, 1000
+    began = time.perf_counter()
+    for _ in range(TURNS):
+        meter.accepted("web")
+        meter.head("web", 0.2)
+        meter.dialled("app", 0.3)
+        meter.first_byte("app", 2.0)
+        meter.ended(record)
+    return (time.perf_counter() - began) / TURNS * 1e6
+
+
+def timed(call: Callable[[], object]) -> float:
+    """Seconds."""
+    began = time.perf_counter()
+    call()
+    return time.perf_counter() - began
+
+
+def main() -> int:
+    """Print the figures; 1 when a bound is not held."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--connections", type=int, default=5_000)
+    connections = parser.parse_args().connections
+    print(f"to count a connection: {counting():.1f} us")
+    greeter = Greeter()
+    clients: list[socket.socket] = []
+    with Proxy(POLICY.format(port=greeter.port), "sockmap", workers=2) as proxy:
+        for _ in range(connections):
+            client = socket.create_connection(proxy.address("raw"))
+            client.recv(5)
+            clients.append(client)
+        until(lambda: proxy.stats()["pairs"]["spliced"] == connections, "all are spliced")
+        pids = proxy.workers
+        idle = used(pids, lambda: time.sleep(1.0))
+        seconds: list[float] = []
+        size = 0
+
+        def scrape() -> None:
+            nonlocal size
+            for _ in range(SCRAPES):
+                seconds.append(timed(lambda: proxy.get("/metrics", **ACCEPT)))
+            size = len(proxy.get("/metrics", **ACCEPT)[2])
+
+        busy = used(pids, scrape)
+        for client in clients:
+            client.close()
+        greeter.hang_up()
+        proxy.settled(60)
+        proxy.stop()
+    print(
+        f"{connections:,} spliced connections: a scrape of {size / 1000:.0f} kB takes"
+        f" {median(seconds) * 1000:.1f} ms, {max(seconds) * 1000:.1f} ms at the most;"
+        f" workers used {busy:.2f} s of processor time during {SCRAPES + 1} of them, and"
+        f" {idle:.2f} s in a second without"
+    )
+    return int(max(seconds) > MOST_SECONDS)
+
+
+def used(pids: list[int], call: Callable[[], object]) -> float:
+    """Processor seconds that these processes use meanwhile."""
+    before = sum(map(cpu_seconds, pids))
+    call()
+    return sum(map(cpu_seconds, pids)) - before
+
+
+if __name__ == "__main__":
+    sys.exit(main())
