@@ -12,18 +12,21 @@ from functools import partial
 from typing import Any
 
 from l7proxy.net import channel, process
-from l7proxy.net.channel import Channel, ChannelBroken, ChannelClosed
+from l7proxy.net.channel import Channel, ChannelBroken, ChannelClosed, Received
 from l7proxy.telemetry.log import event
 
 log = logging.getLogger(__name__)
+
+_LAST_WORDS = 16  # batches of messages; more does not fit into the channel
 
 
 class Child:
     """`body(control_fd)` runs in the child and answers with its exit code.
 
-    `hear(number, message)` is called for each message of a type in `accepts`, and may raise
-    ChannelBroken; `heard()` after each lot of them. A child that breaks the protocol, or does not
-    read what it is told, is killed.
+    `hear(number, received)` is called for each message of a type in `accepts`, and may raise
+    ChannelBroken; the descriptors that came with it are its own then, at most `fds`. `heard()` is
+    called after each lot of them. A child that breaks the protocol, or does not read what it is
+    told, is killed.
     """
 
     def __init__(
@@ -32,8 +35,9 @@ class Child:
         name: str,
         body: Callable[[int], int],
         accepts: Sequence[type],
-        hear: Callable[[int, Any], None],
+        hear: Callable[[int, Received], None],
         heard: Callable[[], None],
+        fds: int = 0,
     ) -> None:
         self.number = number
         self.name = name
@@ -43,9 +47,11 @@ class Child:
         self.restart: asyncio.TimerHandle | None = None
         self._body = body
         self._accepts = accepts
+        self._fds = fds
         self._hear_one = hear
         self._heard = heard
         self._channel: Channel | None = None
+        self._is_silent = False  # its end of the channel is closed
 
     @property
     def is_connected(self) -> bool:
@@ -65,7 +71,8 @@ class Child:
                 ours.close()
                 raise
         self.started = time.monotonic()
-        self._channel = Channel(ours, self._accepts)
+        self._is_silent = False
+        self._channel = Channel(ours, self._accepts, fds=self._fds, may_lose=self._fds > 0)
         asyncio.get_running_loop().add_reader(ours.fileno(), self._hear)
         log.debug(event(f"{self.name} started", slot=self.number, pid=self.pid))
 
@@ -91,9 +98,13 @@ class Child:
         self._channel = None
 
     def ended(self) -> None:
-        """It was waited for."""
-        self.hang_up()
+        """It was waited for. What it had said before is heard first."""
         self.pid = 0
+        for _ in range(_LAST_WORDS):
+            if self._channel is None or self._is_silent:
+                break
+            self._hear()
+        self.hang_up()
 
     def cancel_restart(self) -> None:
         """Do not start another one later."""
@@ -134,10 +145,11 @@ class Child:
         assert end is not None
         try:
             for received in end.receive():
-                self._hear_one(self.number, received.message)
+                self._hear_one(self.number, received)
                 if self._channel is not end:
                     return
         except ChannelClosed:
+            self._is_silent = True
             asyncio.get_running_loop().remove_reader(end.fileno())  # SIGCHLD says how it ended
         except ChannelBroken as error:
             self.kill(str(error))

@@ -26,11 +26,13 @@ from l7proxy.datapath.sockmap import Splicer, load_splicers
 from l7proxy.doctor import prove_sockmap
 from l7proxy.errors import DatapathUnavailable, StartupError
 from l7proxy.inquiry import Inquiry
+from l7proxy.keeper import Keeper
 from l7proxy.managing import Managing
 from l7proxy.model import Datapath, Listener
 from l7proxy.net import bundle, privileges
 from l7proxy.net.activation import Activation
 from l7proxy.net.adminsocket import open_admin
+from l7proxy.net.channel import Received
 from l7proxy.net.messages import FROM_PROBER, FROM_WORKER
 from l7proxy.net.systemd import Manager, take_passed
 from l7proxy.operations import Operations
@@ -53,6 +55,8 @@ _MOST_PAIRS = 131_072  # in one worker; a pair takes about 0.5 KiB of kernel mem
 _EVEN_SHARE = 16_384  # pairs that each worker can hold however many workers there are
 _RESERVE = 64  # descriptors that are no connections
 _WATCH_SECONDS = 5.0
+_KEEPER_RESERVE = 512  # descriptors of the supervisor that are no kept sockets
+_MOST_KEPT = 1 << 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,6 +126,10 @@ def run(options: Options) -> int:
     if way.splicers:
         limits = sum(one.limits.connections for one in reloader.serving.manifest.listeners)
         reloader.pairs = max(limits, pairs * workers)
+    # as many descriptors again as all that is not kept may need
+    keeper = Keeper(
+        workers, pairs, max(0, files - _KEEPER_RESERVE) // 2 if files > 0 else _MOST_KEPT
+    )
     access_log = AccessLog.open(options.access_log)
 
     # Python imports codecs when they are first used, and the workers' user may not be able to read
@@ -148,6 +156,7 @@ def run(options: Options) -> int:
             health=health.slot(slot),
             resolved=reloader.resolved,
             drain_idle=options.drain_idle,
+            kept=keeper.of(slot),
         )
         os.close(serving.policy)
         return worker.run(setup)
@@ -174,9 +183,18 @@ def run(options: Options) -> int:
         reloader.on_exit(slot)
         inquiry.on_exit(slot)
         health.reconcile(slot)
-        if slot < workers:
-            boards.reconcile(slot)
-        return shared.reconcile(slot) if slot < workers else 0  # the prober has no connections
+        if slot >= workers:
+            return 0  # the prober has no connections
+        boards.reconcile(slot)
+        if supervisor.draining:
+            keeper.drop(slot)
+        return shared.reconcile(slot, keeper.orphaned(slot))
+
+    def received(slot: int, one: Received) -> bool:
+        answers = keeper.hear(slot, one)
+        for answer in answers or ():
+            supervisor.send(slot, answer)
+        return answers is not None
 
     def hangup() -> None:
         log.info(event("reloading", why="SIGHUP"))
@@ -196,7 +214,9 @@ def run(options: Options) -> int:
         prober_accepts=FROM_PROBER,
         inherited=reloader.inherited,
         on_start=reloader.on_start,
+        bequeathed=keeper.descriptors,
         on_message=hear,
+        on_received=received,
         on_exit=ended,
         on_drain=drain,
         on_hangup=hangup,
@@ -215,7 +235,17 @@ def run(options: Options) -> int:
     backends = Backends(health.slot(workers + 1))
     return asyncio.run(
         _serve(
-            options, supervisor, reloader, inquiry, way, shared, boards, backends, seen, managing
+            options,
+            supervisor,
+            reloader,
+            inquiry,
+            way,
+            shared,
+            boards,
+            backends,
+            seen,
+            managing,
+            keeper,
         )
     )
 
@@ -231,11 +261,13 @@ async def _serve(
     backends: Backends,
     seen: Fingerprint,
     managing: Managing,
+    keeper: Keeper,
 ) -> int:
     begun = time.monotonic()
 
     def stats() -> dict[str, Any]:
         found = collect(supervisor, reloader, way, shared, time.monotonic() - begun)
+        found["kept"] = {"pairs": keeper.total, "adopted": shared.total(Counter.ADOPTED)}
         found |= {"backends": groups()}
         return found | {"condition": condition(found)}
 

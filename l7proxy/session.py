@@ -5,6 +5,7 @@ table has no row for is a bug of ours and raises `TransitionError`: better one c
 and one line in the log than a pair of sockets in a state that nobody thought of.
 
     accept -> HEAD -> DIAL -> SEND -> FIRST or ANSWER -> SPLICED or RELAYED -> CLOSED
+    adopt ----------------------------------------------> SPLICED
                  \\______\\______\\______________\\___________\\-> REPLY -> LINGER -> CLOSED
 
 While a pair is open each of its directions has a small life of its own, a `Flow`:
@@ -42,6 +43,7 @@ class Event(StrEnum):
     """What happened to a connection."""
 
     ACCEPTED = "accepted"  # and its first bytes are to be read
+    ADOPTED = "adopted"  # its pair is in the kernel, and the worker that put it there has died
     ACCEPTED_UNREAD = "accepted unread"  # nothing is read of it: a backend group was chosen
     ROUTED = "routed"  # what routes is complete and a backend group was chosen
     ANSWERED = "answered"  # the decision, or a broken rule, is a local reply
@@ -72,6 +74,7 @@ class Command(StrEnum):
     READ_ANSWER = "read answer"
     FIRST = "first"  # move the first bytes both ways
     OPEN = "open"  # splice the pair, or relay it if that is not possible
+    ADOPT = "adopt"  # go on with the pair where it is
     RELAY = "relay"  # relay the pair: the splice was refused, or could not be tried
     REPLY = "reply"  # answer the client; what and why the driver knows
     LINGER = "linger"  # half-close towards the client, wait for its end
@@ -88,6 +91,7 @@ _REPLY: _Row = (State.REPLY, (Command.REPLY,))
 TABLE: dict[tuple[State, Event], _Row] = {
     (State.NEW, Event.ACCEPTED): (State.HEAD, (Command.READ_HEAD,)),
     (State.NEW, Event.ACCEPTED_UNREAD): (State.DIAL, (Command.DIAL,)),
+    (State.NEW, Event.ADOPTED): (State.SPLICED, (Command.ADOPT,)),
     (State.NEW, Event.ABORT): _RESET,
     (State.HEAD, Event.ROUTED): (State.DIAL, (Command.DIAL,)),
     (State.HEAD, Event.ANSWERED): _REPLY,

@@ -30,6 +30,7 @@ from typing import Any
 from l7proxy.child import Child
 from l7proxy.draining import Drain, Phase
 from l7proxy.net import process
+from l7proxy.net.channel import MAX_FDS, ChannelBroken, Received
 from l7proxy.telemetry.log import event
 
 log = logging.getLogger(__name__)
@@ -55,12 +56,15 @@ class Supervisor:
     `EXIT_RESET`; `control_fd` is its end of a `Channel`, and EOF on it means that the supervisor is
     gone. `prober(control_fd)` is the same for the prober, whose slot is `workers`. Messages that
     children may send are those in `accepts`, and in `prober_accepts`; `on_message(slot, message)`
-    gets them, and may raise ChannelBroken. `on_start(slot)` is called for each child that was
-    started, `on_exit(slot)` for each that ended; it answers how many connections died with it.
+    gets them, and may raise ChannelBroken. `on_received` is asked first and takes the message, with
+    its descriptors, or answers False; only workers may send any. `on_start(slot)` is called for
+    each child that was started, `on_exit(slot)` for each that ended; it answers how many
+    connections died with it.
     `active()` tells how many live now, `present()` how many on each listener, `resets()` how many
     drains have reset. `on_drain()` is called when listeners are to be closed: those that this
     process holds must be then, or clients would go on to connect to a socket that nobody accepts
-    from. `on_hangup()` is what SIGHUP does.
+    from. `on_hangup()` is what SIGHUP does. A child inherits what `inherited()` and, of its
+    slot, `bequeathed(slot)` name.
     """
 
     def __init__(
@@ -75,8 +79,10 @@ class Supervisor:
         accepts: Sequence[type] = (),
         prober_accepts: Sequence[type] = (),
         inherited: Callable[[], frozenset[int]] = frozenset,
+        bequeathed: Callable[[int], frozenset[int]] = lambda _slot: frozenset(),
         on_start: Callable[[int], None] = lambda _slot: None,
         on_message: Callable[[int, Any], None] = lambda _slot, _message: None,
+        on_received: Callable[[int, Received], bool] = lambda _slot, _received: False,
         on_exit: Callable[[int], int] = lambda _slot: 0,
         on_drain: Callable[[], None] = lambda: None,
         on_hangup: Callable[[], None] = lambda: None,
@@ -87,17 +93,22 @@ class Supervisor:
         self._drain = Drain(drain_delay, drain_seconds, active, present, resets)
         self._reset_seconds = reset_seconds
         self._inherited = inherited
+        self._bequeathed = bequeathed
+        self._on_message = on_message
+        self._on_received = on_received
         self._on_start = on_start
         self._on_exit = on_exit
         self._on_drain = on_drain
         self._on_hangup = on_hangup
         self._slots = [
-            Child(number, "worker", partial(child, number), accepts, on_message, self._wake)
+            Child(
+                number, "worker", partial(child, number), accepts, self._hear, self._wake, MAX_FDS
+            )
             for number in range(workers)
         ]
         self._prober: Child | None = None
         if prober is not None:
-            self._prober = Child(workers, "prober", prober, prober_accepts, on_message, self._wake)
+            self._prober = Child(workers, "prober", prober, prober_accepts, self._hear, self._wake)
         self._is_probing = False
         self._came_up = False
         self._reset = False
@@ -241,6 +252,15 @@ class Supervisor:
         """Wait for what a message or the end of a child brings about; False: the time was up."""
         return await self._until(condition, seconds)
 
+    def _hear(self, number: int, received: Received) -> None:
+        if self._on_received(number, received):
+            return
+        if received.fds:
+            for fd in received.fds:
+                os.close(fd)
+            raise ChannelBroken("descriptors that nobody asked for")
+        self._on_message(number, received.message)
+
     def _slot(self, number: int) -> Child:
         if number == len(self._slots) and self._prober is not None:
             return self._prober
@@ -254,7 +274,7 @@ class Supervisor:
     def _spawn(self, slot: Child) -> None:
         slot.restart = None
         try:
-            slot.start(self._keep | self._inherited())
+            slot.start(self._keep | self._inherited() | self._bequeathed(slot.number))
         except OSError as error:  # no descriptor or no process is left: that may pass
             log.error(event("fork failed", slot=slot.number, why=error.strerror))
             self._retry(slot)

@@ -74,6 +74,7 @@ _SIGNATURES: dict[str, tuple[type | None, list[type]]] = {
         ctypes.c_int,
         [ctypes.c_int, ctypes.c_void_p, ctypes.c_void_p, ctypes.c_uint64],
     ),
+    "bpf_map_lookup_elem": (ctypes.c_int, [ctypes.c_int, ctypes.c_void_p, ctypes.c_void_p]),
     "bpf_map_delete_elem": (ctypes.c_int, [ctypes.c_int, ctypes.c_void_p]),
     "bpf_map_get_next_key": (ctypes.c_int, [ctypes.c_int, ctypes.c_void_p, ctypes.c_void_p]),
     "ring_buffer__new": (
@@ -122,18 +123,24 @@ def map_calls() -> tuple[Callable[..., int], Callable[..., int]]:
     return calls
 
 
-def clear(map_fd: int) -> None:
-    """Delete all entries of a hash map whose keys are `u64`. Raises OSError."""
+def entries(map_fd: int) -> dict[int, int]:
+    """All of a hash map from `u64` to `u32` that nobody changes meanwhile. Raises OSError."""
     lib = library()
-    here, after = ctypes.c_uint64(), ctypes.c_uint64()
-    result: int = lib.bpf_map_get_next_key(map_fd, None, ctypes.byref(here))
+    key, value, found = ctypes.c_uint64(), ctypes.c_uint32(), {}
+    key_at, value_at = ctypes.byref(key), ctypes.byref(value)
+    result: int = lib.bpf_map_get_next_key(map_fd, None, key_at)
     while result == 0:
-        # The next key is asked for first: from a key that is gone, the search starts anew.
-        result = lib.bpf_map_get_next_key(map_fd, ctypes.byref(here), ctypes.byref(after))
-        lib.bpf_map_delete_elem(map_fd, ctypes.byref(here))
-        here.value = after.value
+        if lib.bpf_map_lookup_elem(map_fd, key_at, value_at) == 0:
+            found[key.value] = value.value
+        result = lib.bpf_map_get_next_key(map_fd, key_at, key_at)
     if result != -errno.ENOENT:
         raise OSError(-result, os.strerror(-result))
+    return found
+
+
+def delete(map_fd: int, key: int) -> None:
+    """Delete the entry of a `u64`, if there is one."""
+    library().bpf_map_delete_elem(map_fd, ctypes.byref(ctypes.c_uint64(key)))
 
 
 def version() -> str:

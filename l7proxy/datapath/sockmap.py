@@ -13,6 +13,8 @@ Facts and consequences (the verdict's own are in bpf/l7proxy.bpf.c)
   `sk_data_ready`. Setting `SO_RCVLOWAT`, to what it is anyway, does that at once.
 * `recv` can return b"" before it returns passed bytes, when these wait behind bytes that are being
   sent to the same socket. A direction has ended when all of `passed` was read and `recv` gives b"".
+* A pair whose descriptors somebody else has, too, outlives the worker: its sockets stay in the map
+  and the verdict goes on. The worker after it finds everything in the arrays (`Splicer.adopt`).
 * To insert, to delete and to map the arrays takes the descriptors and no capability: the supervisor
   loads, a worker without privileges splices.
 
@@ -27,6 +29,7 @@ import mmap
 import os
 import socket
 import struct
+from collections.abc import Collection
 from dataclasses import dataclass, fields
 from importlib import resources
 
@@ -38,6 +41,7 @@ SO_COOKIE = 57  # include/uapi/asm-generic/socket.h
 # bpf/l7proxy.h, in units of 8 bytes
 _DIRECTION_WORDS = 16
 _REDIRECTED, _PASSED, _FAULT, _RELAYED, _ARMED = 0, 1, 2, 8, 9
+_ENDED = 10  # the rest of user space's line is the worker's own: the program never looks there
 _TOTALS_WORDS = 16
 
 BROKEN = 1  # a bit of `Splicer.broken`: bytes of the stream are missing or out of reach
@@ -105,11 +109,12 @@ class Splicer:
         self._free: list[int] = []
         self._cookies: dict[int, tuple[int, int]] = {}
 
-    def start(self) -> None:
+    def start(self, kept: Collection[int] = ()) -> None:
         """Map the accounts and the ring. In the worker; needs the descriptors, no capability.
 
         A worker that was killed leaves its cookies and its unread events. Its sockets are closed,
-        so its slots are empty; a direction is zeroed when its index is used again.
+        so its slots are empty; a direction is zeroed when its index is used again. All that does
+        not hold for the pairs in `kept`, by their clients' indices: each of them is to be adopted.
         """
         self._directions = mmap.mmap(
             self._bpf.map_fd("directions"), _pages(2 * self.pairs * _DIRECTION_WORDS * 8)
@@ -118,10 +123,27 @@ class Splicer:
         self._blank = memoryview(bytes(2 * _DIRECTION_WORDS * 8)).cast("Q")
         self._ring = libbpf.Ring(self.event_fd)
         self._ring.consume()
-        libbpf.clear(self._index_fd)
+        taken = frozenset(kept)
+        self._left: dict[int, int] = {}  # index by cookie, of what the worker before has left
+        for cookie, index in libbpf.entries(self._index_fd).items():
+            if index & ~1 in taken:
+                self._left[cookie] = index
+            else:
+                libbpf.delete(self._index_fd, cookie)
         self._cookies.clear()
-        self._free = list(range(2 * self.pairs - 2, -2, -2))
+        every = range(2 * self.pairs - 2, -2, -2)
+        self._free = [index for index in every if index not in taken] if taken else list(every)
         self._prepare_calls()
+
+    def adopt(self, index: int, client_fd: int, backend_fd: int) -> None:
+        """Take over a pair that was spliced by the worker before. Raises OSError: it is not one.
+
+        It was named in `start`. Its index is in use from then on, until `release`.
+        """
+        cookies = self._cookie_of(client_fd), self._cookie_of(backend_fd)
+        if [self._left.get(cookie) for cookie in cookies] != [index, index + 1]:
+            raise _failed(errno.ESTALE)  # its index stays out of use
+        self._cookies[index] = cookies
 
     def _prepare_calls(self) -> None:
         # The arguments of the calls below are made once: building ctypes objects for each call
@@ -240,6 +262,14 @@ class Splicer:
     def broken(self, index: int) -> int:
         """0, or the bits `BROKEN` and `URGENT`: this direction was given up, reset both sides."""
         return self._words[index * _DIRECTION_WORDS + _FAULT]
+
+    def set_ended(self, index: int) -> None:
+        """Note for another worker that the end of this direction is being passed on."""
+        self._words[index * _DIRECTION_WORDS + _ENDED] = 1
+
+    def ended(self, index: int) -> bool:
+        """Whether that was noted."""
+        return self._words[index * _DIRECTION_WORDS + _ENDED] != 0
 
     def events(self) -> list[int]:
         """The directions that were passed for the first time, or got a fault, since the last call.

@@ -12,6 +12,7 @@ queue of the other side is full, and then nothing is under way and epoll has not
 
 from __future__ import annotations
 
+import ctypes
 import errno
 import os
 import socket
@@ -22,6 +23,10 @@ from l7proxy.model import Address, SocketAddress, UnixAddress
 LINGER_RESET = struct.pack("ii", 1, 0)
 _LINGER_OFF = struct.pack("ii", 0, 0)
 
+
+_UNSPEC = bytes(16)  # a sockaddr of family AF_UNSPEC
+_disconnect = ctypes.PyDLL(None).connect  # the module `socket` knows no such address
+_disconnect.argtypes = [ctypes.c_int, ctypes.c_char_p, ctypes.c_uint]
 
 _OURS = frozenset({errno.EADDRNOTAVAIL, errno.ENOBUFS, errno.ENOMEM, errno.EPERM})
 
@@ -114,6 +119,15 @@ def sockaddr(address: SocketAddress) -> tuple[str, int] | bytes:
 def reset_on_close(sock: socket.socket) -> None:
     """Make close(2), and the death of the process, send a reset: `SO_LINGER {1, 0}`."""
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, LINGER_RESET)
+
+
+def reset_now(sock: socket.socket) -> None:
+    """Reset the connection, whoever else has a descriptor of this socket. Never raises OSError.
+
+    connect(2) to AF_UNSPEC disconnects (`tcp_disconnect`): a reset goes out, and what the socket
+    held is gone. close(2) with `SO_LINGER {1, 0}` would do that at the last descriptor only.
+    """
+    _disconnect(sock.fileno(), _UNSPEC, len(_UNSPEC))
 
 
 def deliver_on_close(sock: socket.socket) -> None:

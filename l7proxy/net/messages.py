@@ -1,4 +1,4 @@
-"""What the supervisor and the workers say to each other.
+"""What the supervisor and its children say to each other.
 
 When the policy is replaced:
 
@@ -14,6 +14,13 @@ When the policy is replaced:
 
 `Abandon` in place of `Commit` makes them forget it. A socket has a number for as long as it is
 open; a policy names its listeners' sockets by it, in the policy's order.
+
+About pairs that are in the kernel, which are to outlive their worker (`keeper`):
+
+                                         <-   Spliced (both sockets of each)
+                                         <-   Ended
+        Dropped                          ->   their indices are free again
+                                         <-   Adopted, by the successor of a worker that died
 """
 
 from __future__ import annotations
@@ -192,10 +199,53 @@ class LogLevel:
     level: str
 
 
+# ---- pairs that outlive their worker
+
+
+@dataclass(frozen=True, slots=True)
+class Spliced:
+    """Pairs that last, by the indices of their clients: keep a duplicate of both sockets.
+
+    The descriptors come along, client and backend of each pair. `records` are what another worker
+    needs to know of them (`worker.handover`); nobody else looks into these.
+    """
+
+    pairs: tuple[int, ...]
+    records: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Ended:
+    """These pairs have ended: the duplicates are to be closed."""
+
+    pairs: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Dropped:
+    """They are closed, so that their places in the kernel are free."""
+
+    pairs: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Adopted:
+    """The pairs of the worker before are this one's; `refused` of them had to be reset."""
+
+    pairs: int
+    refused: int
+
+
+MOST_PAIRS = 100
+"""Pairs in one message: each has two descriptors, and the kernel takes 253."""
+
 TO_WORKER = (
     *(Sockets, Prepare, Commit, Abandon, Retire, Resolved),
-    *(ListConnections, ResetConnection, LogLevel),
+    *(ListConnections, ResetConnection, LogLevel, Dropped),
 )
-FROM_WORKER = (Prepared, Unprepared, Committed, Connections, WasReset)
+FROM_WORKER = (
+    *(Prepared, Unprepared, Committed, Connections, WasReset),
+    *(Spliced, Ended, Adopted),
+)
 TO_PROBER = (Probe, LogLevel)
 FROM_PROBER = (Resolved,)

@@ -79,6 +79,8 @@ class Counter(IntEnum):
     DRAINS = 39  # directions of spliced pairs whose end was passed on, every byte before it
     ERROR_OPERATOR_RESET = 40
     ERROR_LOOP = 41
+    ADOPTED = 42  # spliced pairs of a worker that had died, gone on with
+    ERROR_NOT_ADOPTED = 43
 
 
 ERRORS: dict[Reason, Counter] = {
@@ -91,6 +93,10 @@ _PAIRED = (
     (Counter.SPLICES, Counter.SPLICES_ENDED),
     (Counter.RELAYS, Counter.RELAYS_ENDED),
 )
+
+
+_OF_PAIRS = (Counter.ACCEPTED, Counter.SPLICES)
+"""What a pair that is in the kernel counts in."""
 
 
 class Counters:
@@ -113,6 +119,14 @@ class Counters:
     def enter(self, row: int) -> None:
         """One connection more lives on what has this row (see `Rows`)."""
         self.view[self._first + 2 * row] += 1
+
+    def stay(self, row: int) -> None:
+        """A connection that `reconcile` has ended on it goes on."""
+        left = self._first + 2 * row + 1
+        if self.view[left]:
+            self.view[left] -= 1
+        else:  # it was another l7proxy's
+            self.enter(row)
 
     def leave(self, row: int) -> None:
         """One connection fewer lives on it; each `enter` has its `leave` on the same row."""
@@ -255,20 +269,22 @@ class SharedCounters:
         """How often each reason ended a connection; every reason but `done` is there."""
         return {reason.value: self.total(counter) for reason, counter in ERRORS.items()}
 
-    def reconcile(self, worker: int) -> int:
+    def reconcile(self, worker: int, kept: int = 0) -> int:
         """End, on paper, what a worker took with it when it died; how many connections that was.
 
-        Only for a slot whose worker has been waited for: nobody else may be writing to it.
+        `kept`: so many of its pairs in the kernel live on, for the next worker to adopt. What they
+        count on rows it has to say itself (`Counters.stay`). Only for a slot whose worker has been
+        waited for: nobody else may be writing to it.
         """
         view = self._views[worker]
         lost = (view[Counter.ACCEPTED] - view[Counter.CLOSED]) & _MASK
         for started, ended in _PAIRED:
-            view[ended] = view[started]
+            view[ended] = view[started] - (kept if started in _OF_PAIRS else 0)
         entered = len(Counter)
         used = entered + 2 * self.rows
         view[entered + 1 : used : 2] = view[entered:used:2]
         self._presence.clear(worker)
-        return lost
+        return max(0, lost - kept)
 
     def close(self) -> None:
         """Unmap. Slots handed out before are unusable afterwards."""

@@ -227,6 +227,13 @@ class Row:
         """One connection fewer."""
         self._words[self._own + _LEFT] += 1
 
+    def stay(self) -> None:
+        """One that `reconcile` has ended goes on."""
+        if self._words[self._own + _LEFT]:
+            self._words[self._own + _LEFT] -= 1
+        else:  # it was another l7proxy's
+            self.enter()
+
     def begin_dial(self) -> None:
         """One connection more is being dialled."""
         self._words[self._own + _DIALS] += 1

@@ -128,6 +128,10 @@ class Accepting:
 
     # ---- policies that come and go
 
+    def listeners(self) -> list[OpenListener]:
+        """The open listeners."""
+        return list(self._listeners.values())
+
     def sockets(self) -> dict[int, socket.socket]:
         """The listening sockets that are open, by number."""
         return {number: one.sock for number, one in self._listeners.items()}

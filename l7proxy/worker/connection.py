@@ -248,7 +248,18 @@ class Connection:
         worker.spliced[pair.index >> 1] = pair
         worker.view[Counter.SPLICES] += 1
         self._note_open()
+        worker.keeping.add(pair)
         pair.start()
+
+    def _adopt(self) -> None:
+        """Go on with the pair where it is: `adopting` looks after the rest."""
+        worker, index = self.worker, self.splicer_index
+        assert worker.splicer is not None
+        pair = SplicedPair(self, worker.splicer, index)
+        pair.is_kept = True
+        self.pair = pair
+        worker.spliced[index >> 1] = pair
+        self._schedule_check()
 
     def _relay(self) -> None:
         self.copied |= bool(self.held_answer) or bool(self.held_request)
@@ -282,6 +293,8 @@ class Connection:
 
     def _pass_fin(self, side: Side) -> None:
         """Every byte from `side` is with the other side: half-close that one."""
+        if isinstance(self.pair, SplicedPair):
+            self.pair.note_end(side)  # another worker could not tell it from a reset
         if side is Side.BACKEND and self._backend_was_silent():
             self._backend_silent()
             return
@@ -389,8 +402,17 @@ class Connection:
 
     # ---- the end
 
+    @property
+    def _is_kept(self) -> bool:
+        """Whether close(2) does not end it: the supervisor has descriptors, too."""
+        return isinstance(self.pair, SplicedPair) and self.pair.is_kept
+
     def _reset(self) -> None:
         dial.reset_on_close(self.client)
+        if self._is_kept:
+            dial.reset_now(self.client)
+            if self.backend is not None:
+                dial.reset_now(self.backend)
         self._end()
 
     def _close(self) -> None:
@@ -398,13 +420,27 @@ class Connection:
             dial.deliver_on_close(self.client)
             if self.backend is not None:
                 dial.deliver_on_close(self.backend)
+            if self._is_kept:
+                self._shut()
         except OSError:
             pass  # a socket that is broken by now has nothing to deliver
         self._end()
 
+    def _shut(self) -> None:
+        """The FINs that close(2) would send."""
+        for sock in (self.client, self.backend):
+            if sock is not None:
+                try:
+                    sock.shutdown(socket.SHUT_WR)
+                except OSError:
+                    pass  # it was shut before, and its other end has closed as well
+
     def _end(self) -> None:
         """Close both sockets, give everything back, write the record."""
         worker, record = self.worker, self.record
+        if self._is_kept:
+            self._unwatch(self.client)
+            self._unwatch(self.backend)
         worker.calendar.cancel(self)
         pair = self.pair
         if pair is not None:
@@ -454,9 +490,17 @@ class Connection:
         self.backend = sock
         self._masks[Side.BACKEND] = mask
 
+    def _unwatch(self, sock: socket.socket | None) -> None:
+        """A descriptor that is closed stays in epoll while there is another one of its socket."""
+        if sock is not None and self.worker.watches(sock.fileno(), self):
+            self.worker.unregister(sock.fileno())
+
     def drop_backend(self) -> None:
         """Give the backend's socket up, if there is one."""
         if self.backend is not None:
+            if self._is_kept:
+                dial.reset_now(self.backend)
+                self._unwatch(self.backend)
             self.worker.bury(self.backend)
             self._masks[Side.BACKEND] = None
             self.backend = None
@@ -480,6 +524,7 @@ _COMMANDS: dict[Command, Callable[[Connection], None]] = {
     Command.READ_ANSWER: lambda connection: connection._sending.read_answer(),
     Command.FIRST: Connection._pass_first,
     Command.OPEN: Connection._open,
+    Command.ADOPT: Connection._adopt,
     Command.RELAY: Connection._relay,
     Command.REPLY: lambda connection: connection._reply.start(),
     Command.LINGER: lambda connection: connection._reply.linger(),

@@ -124,6 +124,17 @@ class Dialing:
         self._race_at = 0.0
         self._raced = _NO_PLACES  # whom the race has reached
 
+    def resume(self, group: Group | None, endpoint: str) -> None:
+        """It was dialled by another worker, which has died: count it as one of this one's."""
+        if group is None:  # the policy has no such backend any more
+            return
+        self._group, self._is_admitted = group, True
+        group.load.stay()
+        places = (place for place in group.places if place.text == endpoint)
+        self._place = self._remembered = next(places, None)
+        if self._place is not None:
+            self._place.stay()
+
     @property
     def set_cookie(self) -> bytes | None:
         """The `Set-Cookie` line, without its line end, that the response has to bring; or None.

@@ -49,6 +49,11 @@ class Counted:
         self._held += 1
         self.row.enter()
 
+    def stay(self) -> None:
+        """One connection of the worker before is this one's now."""
+        self._held += 1
+        self.row.stay()
+
     def leave(self) -> None:
         """One connection fewer."""
         self._held -= 1

@@ -29,10 +29,12 @@ from l7proxy.telemetry.counters import Counter
 from l7proxy.telemetry.log import event
 from l7proxy.telemetry.meter import Meter
 from l7proxy.worker.accepting import Accepting
+from l7proxy.worker.adopting import adopt
 from l7proxy.worker.connection import Connection
 from l7proxy.worker.farewell import Farewell
 from l7proxy.worker.first import LITTLE
 from l7proxy.worker.groups import Group
+from l7proxy.worker.keeping import Keeping
 from l7proxy.worker.reloading import Reloading
 from l7proxy.worker.setup import WorkerSetup
 from l7proxy.worker.spliced import SplicedPair
@@ -95,9 +97,12 @@ class Worker:
         self.accepting = Accepting(self)
         self.accepting.start(setup)
         self._reloading = Reloading(self, setup.control_fd)
+        self.keeping = Keeping(self, self._reloading.say)
         if self.splicer is not None:
-            self.splicer.start()
+            self.splicer.start(setup.kept)
             self.register(self.splicer.event_fd, select.EPOLLIN, _Ring(self))
+            if setup.kept:
+                self._reloading.say(adopt(self, setup.kept))
         self.calendar.set(_Turn(self), self.now + Meter.hold)
         self._take_signals()
 
@@ -205,6 +210,19 @@ class Worker:
         self.meter.accepted(connection.listener.name)
         self._guard_call(connection, connection.begin)
 
+    def resumed(self, connection: Connection, row: int) -> None:
+        """A connection was another worker's until now, and is counted as open already."""
+        self._connections.add(connection)
+        self.view[Counter.ADOPTED] += 1
+        self._counters.stay(row)
+
+    def not_adopted(self, index: int) -> None:
+        """One that was counted like that is over, and nobody knows what it was."""
+        self.keeping.give_up(index)
+        self.view[Counter.CLOSED] += 1
+        self.view[Counter.SPLICES_ENDED] += 1
+        self._counters.fail(Reason.NOT_ADOPTED)
+
     def is_full(self, row: int, most: int) -> bool:
         """Whether so many connections, or more, live on the listener with this row."""
         return self._counters.present(row) >= most
@@ -285,8 +303,9 @@ class Worker:
 
     def release(self, index: int) -> None:
         """Give a SOCKMAP index back when both its sockets are closed."""
-        self.spliced.pop(index >> 1, None)
-        self._released.append(index)
+        pair = self.spliced.pop(index >> 1, None)
+        if pair is None or not self.keeping.ended(pair):
+            self._released.append(index)
 
     def _close_graves(self) -> None:
         if self._graves:

@@ -12,6 +12,10 @@ calm*, that is, until a few turns in a row have moved little. Two facts about th
   the sender: it is silent until its probe, 200 ms later. A bulk stream that is handed back to the
   kernel while it flows can crawl like that (0.08 GB/s between containers). While user space has the
   direction it reads what comes, and reading tells the sender (`tcp_cleanup_rbuf`).
+- Nothing lives in user space alone, for a worker may die at any moment (`adopting`). Bytes are
+  looked at (MSG_PEEK), written, and only then taken out of the source: TCP knows at any time how
+  many are written, and how many are taken. It is one copy more, while the bytes are in the cache.
+  And what the sink has no room for stays where TCP's flow control holds the sender.
 - A fast sender refills its socket as quickly as user space empties it. There is no moment in which
   a direction that is handed back would not be passed again at once.
 """
@@ -19,6 +23,7 @@ calm*, that is, until a few turns in a row have moved little. Two facts about th
 from __future__ import annotations
 
 import socket
+from enum import Enum
 from typing import TYPE_CHECKING
 
 from l7proxy.datapath.relay import Announcement, SinkBroken, SourceBroken
@@ -33,8 +38,19 @@ if TYPE_CHECKING:
 BULK = 64 * 1024  # bytes; an overflow that has moved more is over only when it is calm
 SMALL = 16 * 1024  # bytes; a turn that moves less, and finds room for it, is a calm one
 CALM = 8  # calm turns in a row
+PIECE = 512 * 1024  # bytes that are looked at at once: they are copied twice, so from the cache
+PIECES = 8  # in one turn
 
 _DONTWAIT = socket.MSG_DONTWAIT
+_PEEK = socket.MSG_DONTWAIT | socket.MSG_PEEK
+
+
+class Moved(Enum):
+    """What a turn came to."""
+
+    NOTHING = "nothing"  # can be read now
+    ALL = "all"  # that there was for this turn
+    PART = "part"  # the sink has no room for more
 
 
 class Overflow:
@@ -46,8 +62,8 @@ class Overflow:
         "_calm",
         "_connection",
         "_frozen",
-        "_held",
         "_ledger",
+        "_owed",
         "_side",
         "_sink",
         "_source",
@@ -59,7 +75,7 @@ class Overflow:
         self._source = connection.end(side)
         self._sink = connection.end(side.other)
         self._ledger = ledger
-        self._held = b""  # taken and not written; at most one buffer
+        self._owed = 0  # bytes that are written and not taken yet
         self._began = 0  # of the passed bytes, when this overflow began
         self._calm = 0  # turns
         self._frozen = False  # the source's receive buffer grows no more
@@ -70,46 +86,66 @@ class Overflow:
         self._began = self._ledger.written
         self._calm = 0
 
+    def resume(self, owed: int) -> None:
+        """Another worker has written so many bytes that it did not take. TCP may hold some back."""
+        self._owed = owed
+        self._announced.made = True
+
     @property
-    def taken(self) -> int:
-        """How many of the passed bytes have left the source socket."""
-        return self._ledger.written + len(self._held)
+    def owes(self) -> bool:
+        """Whether bytes are written that are not taken yet."""
+        return self._owed > 0
 
     @property
     def is_bulk(self) -> bool:
         """Whether the direction stays in user space when everything is written."""
-        return self.taken - self._began > BULK and self._calm < CALM
+        return self._ledger.written - self._began > BULK and self._calm < CALM
 
-    def take(self) -> bool:
-        """Read and write one buffer of what was passed. False: nothing of it can be read now.
+    def move(self) -> Moved:
+        """Write what was passed, and take it out of the source: a few pieces.
 
-        To be called when nothing is held and, as `write`, only when every redirected byte is in the
-        sink's write queue. recv(2) says EOF, too, while passed bytes still wait to be queued
-        (`tcp_bpf_recvmsg` falls through to TCP, which has the FIN): only the ledger knows when a
-        direction is complete. Raises SourceBroken and SinkBroken.
+        To be called only when every redirected byte is in the sink's write queue. recv(2) says EOF,
+        too, while passed bytes still wait to be queued (`tcp_bpf_recvmsg` falls through to TCP,
+        which has the FIN): only the ledger knows when a direction is complete. Raises SourceBroken
+        and SinkBroken.
         """
-        scratch = self._connection.worker.scratch
-        wanted = min(self._ledger.passed - self.taken, len(scratch))
+        if not self._take():
+            return Moved.NOTHING
+        ledger, scratch = self._ledger, self._connection.worker.scratch
+        before, rest = ledger.written, 0
+        for _ in range(PIECES):
+            wanted = min(ledger.passed - ledger.written, PIECE, len(scratch))
+            n = self._read(wanted, _PEEK) if wanted else 0
+            if not n:
+                break
+            self._announced.note(n)
+            rest = self._write(scratch[:n])
+            self._owed += n - rest
+            if not self._take() or rest:
+                break
+        moved = ledger.written - before
+        if not moved and not rest:
+            return Moved.NOTHING
+        self._calm = self._calm + 1 if moved < SMALL and not rest else 0
+        return Moved.PART if rest else Moved.ALL
+
+    def _read(self, count: int, flags: int) -> int:
+        """Into the worker's scratch; 0: there is nothing now."""
         try:
-            n = self._source.recv_into(scratch, wanted, _DONTWAIT)
+            return self._source.recv_into(self._connection.worker.scratch, count, flags)
         except BlockingIOError:
-            return False
+            return 0
         except OSError as error:
             raise SourceBroken(str(error)) from error
-        if not n:
-            return False
-        self._announced.note(n)
-        rest = self._write(scratch[:n])
-        self._held = bytes(scratch[n - rest : n])
-        self._calm = self._calm + 1 if n < SMALL and not rest else 0
-        return True
 
-    def write(self) -> bool:
-        """Write what is held. Whether nothing is left of it. Raises SinkBroken."""
-        if self._held:
-            rest = self._write(memoryview(self._held))
-            self._held = self._held[len(self._held) - rest :]
-        return not self._held
+    def _take(self) -> bool:
+        """Take what is owed out of the source; False: not all of it comes now."""
+        while self._owed:
+            n = self._read(min(self._owed, len(self._connection.worker.scratch)), _DONTWAIT)
+            if not n:
+                return False
+            self._owed -= n
+        return True
 
     def freeze(self) -> None:
         """The sink has no room: what the source may hold for it grows no more. Raises SourceBroken.

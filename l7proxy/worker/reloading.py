@@ -20,18 +20,19 @@ import select
 import socket
 import time
 from collections import deque
-from collections.abc import Generator, Iterator
+from collections.abc import Generator, Iterator, Sequence
 from typing import TYPE_CHECKING
 
 from l7proxy.errors import L7ProxyError
 from l7proxy.net import bundle
-from l7proxy.net.channel import Channel, ChannelClosed, Received
+from l7proxy.net.channel import Channel, ChannelBroken, ChannelClosed, Received
 from l7proxy.net.messages import (
     TO_WORKER,
     Abandon,
     Commit,
     Committed,
     Connections,
+    Dropped,
     ListConnections,
     LogLevel,
     Prepare,
@@ -102,11 +103,21 @@ class Reloading:
     def _watch(self, fd: int) -> None:
         self._worker.modify(fd, _WATCHED | (select.EPOLLOUT if self._channel.waiting else 0))
 
-    def _say(self, message: object) -> None:
+    def _say(self, message: object, fds: Sequence[int] = ()) -> None:
         """Send a message, and see to it that one which has to wait is sent later."""
-        self._channel.send(message)
+        self._channel.send(message, fds)
         if self._channel.waiting:
             self._watch(self._channel.fileno())
+
+    def say(self, message: object, fds: Sequence[int] = ()) -> bool:
+        """The same, with descriptors, unless others wait: False. Raises ChannelClosed."""
+        if self._channel.waiting:
+            return False
+        try:
+            self._say(message, fds)
+        except ChannelBroken:  # no descriptor is left for its copies
+            return False
+        return True
 
     def step(self) -> None:
         """A slice of the work."""
@@ -186,6 +197,8 @@ class Reloading:
                 for number in message.sockets:
                     if number in self._sockets:
                         self._sockets.pop(number).close()
+            case Dropped():
+                self._worker.keeping.dropped(message.pairs)
             case Resolved():
                 self._worker.resolve(message.names)
             case ListConnections():

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from l7proxy.datapath.sockmap import Splicer
+from l7proxy.keeper import Kept
 from l7proxy.model import Datapath, Policy
 from l7proxy.net.messages import Prepare
 from l7proxy.telemetry.accesslog import AccessLog
@@ -22,7 +23,8 @@ class WorkerSetup:
     `prepare` says what belongs to the listeners of `policy`, as in a reload: their sockets, which
     stand in `sockets` by number and which all workers share (`net.listen` has set on them what
     accepted sockets inherit), and their rows of `counters`. `splicer` is None where pairs are
-    relayed. The supervisor holds the other end of the channel `control_fd`: EOF on it means that
+    relayed. `kept` are pairs of the worker before, by the index of their client: they are to be
+    adopted. The supervisor holds the other end of the channel `control_fd`: EOF on it means that
     the supervisor is gone. `drain_idle`: seconds, see `worker.farewell`.
     """
 
@@ -39,3 +41,4 @@ class WorkerSetup:
     health: HealthSlot
     resolved: Mapping[str, Sequence[str]] = field(default_factory=dict)
     drain_idle: float = 1.0
+    kept: Mapping[int, Kept] = field(default_factory=dict)

@@ -15,6 +15,7 @@ Some facts about epoll and the SOCKMAP, and what follows:
 from __future__ import annotations
 
 import select
+import socket
 from enum import Enum
 from typing import TYPE_CHECKING
 
@@ -26,7 +27,7 @@ from l7proxy.model import Datapath, Side
 from l7proxy.net.tcpinfo import tcp_info
 from l7proxy.session import Flow, FlowCommand, FlowEvent
 from l7proxy.telemetry.counters import Counter
-from l7proxy.worker.overflow import Overflow
+from l7proxy.worker.overflow import Moved, Overflow
 
 if TYPE_CHECKING:
     from l7proxy.worker.connection import Connection
@@ -64,15 +65,22 @@ class SplicedPair:
         "connection",
         "datapath",
         "index",
+        "is_kept",
     )
 
-    def __init__(self, connection: Connection, splicer: Splicer) -> None:
-        """Put the pair into the kernel. Raises OSError when the kernel does not take it."""
+    def __init__(self, connection: Connection, splicer: Splicer, index: int = -1) -> None:
+        """Put the pair into the kernel. Raises OSError when the kernel does not take it.
+
+        With an `index` it is there already: see `adopting`.
+        """
         client, backend = connection.client, connection.backend
         assert backend is not None
         connection.watch(client, _WATCH)
         connection.watch(backend, _WATCH)
-        self.index = splicer.splice(client.fileno(), backend.fileno())
+        if index < 0:
+            index = splicer.splice(client.fileno(), backend.fileno())
+        self.index = index
+        self.is_kept = False  # the supervisor has duplicates of the sockets
         self.datapath = Datapath.SOCKMAP
         self.connection = connection
         self._splicer = splicer
@@ -85,6 +93,55 @@ class SplicedPair:
         self._stuck: list[float | None] = [None, None]  # since when a sink has had no room
         self._delay = RETRY_FIRST
         self._looks = 0  # since something last moved
+
+    @property
+    def sockets(self) -> tuple[socket.socket, socket.socket]:
+        """Client and backend."""
+        return self.connection.end(Side.CLIENT), self.connection.end(Side.BACKEND)
+
+    # ---- taken over from another worker: see `adopting`
+
+    def ended_well(self, side: Side) -> bool:
+        """Whether the socket of `side`, which is closed altogether, has seen both ends."""
+        ledger = self._read_ledger(side)
+        ledger.written = self._splicer.relayed(self.index + side)
+        received = tcp_info(self.connection.end(side)).bytes_received
+        return self._splicer.ended(self.index + side.other) and ledger.judged(received)
+
+    def is_passed(self, side: Side) -> bool:
+        """Whether user space has the direction."""
+        index, ledger = self.index + side, self._ledgers[side]
+        ledger.written = self._splicer.relayed(index)
+        return self._splicer.passed(index) != ledger.written
+
+    def resume(self, side: Side, *, received: int, unread: int, queued: int) -> int:
+        """Go on where another worker was; how many bytes it has written and not taken.
+
+        `received` and `queued` are the two TCP counters (`Ledger.step`), `unread` what the source
+        holds. Below zero: so many were taken that nobody has any more.
+        """
+        ledger = self._read_ledger(side)
+        ledger.written += max(0, queued - ledger.expected_in_queue)
+        owed = ledger.written - (received - unread - ledger.early_in - ledger.redirected)
+        self._overflow(side).resume(owed)
+        return owed
+
+    def is_sound(self, side: Side) -> bool:
+        """Whether no more is written than was passed."""
+        return self._ledgers[side].written <= self._ledgers[side].passed
+
+    def go_on(self, side: Side) -> None:
+        """Do what the direction needs."""
+        if self._splicer.relayed(self.index + side) != self._splicer.passed(self.index + side):
+            self.connection.flow(side, FlowEvent.PASSED)
+        else:
+            self.on_event(side)
+
+    # ---- in the kernel
+
+    def note_end(self, side: Side) -> None:
+        """The end of the direction is about to be passed on."""
+        self._splicer.set_ended(self.index + side)
 
     def start(self) -> None:
         """Look after what the kernel passed while the pair went in."""
@@ -212,11 +269,12 @@ class SplicedPair:
         return pace
 
     def _move(self, side: Side, ledger: Ledger, overflow: Overflow) -> Pace:
-        if not overflow.write():
-            overflow.freeze()
-            return self._await_room(side)
-        if overflow.taken != ledger.passed:
-            return Pace.AT_ONCE if overflow.take() else Pace.SOON
+        if ledger.written != ledger.passed or overflow.owes:
+            moved = overflow.move()
+            if moved is Moved.PART:
+                overflow.freeze()
+                return self._await_room(side)
+            return Pace.SOON if moved is Moved.NOTHING else Pace.AT_ONCE
         overflow.push()
         overflows = self.connection.session.flows[side] is Flow.OVERFLOW
         if overflows and overflow.is_bulk:

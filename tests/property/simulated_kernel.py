@@ -62,6 +62,7 @@ class Direction:
         self.received = bytearray()
         self.fin_queued = False
         self.fin_received = False
+        self.ended = False  # user space has noted that it passes the FIN on
         self.room = room
         self.window = 1024  # bytes that may wait here, unread
 
@@ -416,6 +417,9 @@ class FakeSplicer:
         self.kernel.happen()
         return self.kernel.directions[index].fault
 
+    def set_ended(self, index: int) -> None:
+        self.kernel.directions[index].ended = True
+
     def release(self, index: int) -> None:
         assert self.kernel.closed == [True, True], "an index is free once both are closed"
         self.released.append(index)
@@ -444,6 +448,8 @@ class FakeWorker:
         self.soon: set[Connection] = set()
         self.refusals: list[OSError] = []
         self.finished = False
+        self.keeping = SimpleNamespace(add=lambda _pair: None)
+        self.meter = SimpleNamespace(first_byte=lambda _backend, _seconds: None)
 
     def clock(self) -> float:
         return self.now

@@ -33,7 +33,7 @@ FLOORS: tuple[tuple[frozenset[str], ...], ...] = (
     ),
     (frozenset({"config", "datapath", "net", "telemetry"}),),
     (
-        frozenset({"child", "draining"}),
+        frozenset({"child", "draining", "keeper"}),
         frozenset({"worker", "supervisor", "prober", "admin", "loading", "serving", "watching"}),
         frozenset({"inquiry", "reload"}),
         frozenset({"managing", "operations"}),

@@ -93,6 +93,14 @@ TRANSCRIPTS = {
         << close
         == closed
     """,
+    "a pair whose worker has died goes on with the next one": """
+        >> adopted
+        << adopt
+        == spliced
+        == client=kernel backend=kernel
+        >> backend: passed
+        << backend: relay passed
+    """,
     "a slow client: user space takes the direction over, twice": SPLICE
     + """
         >> backend: passed

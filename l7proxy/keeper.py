@@ -1,0 +1,161 @@
+"""Duplicates of both sockets of every spliced pair, so that pairs outlive their worker.
+
+The facts, and what follows:
+
+- The kernel moves the bytes of a spliced pair. What ends it with its worker is only that the last
+  descriptors of its sockets are closed. While this process has duplicates they are not the last.
+- For the same reason close(2) in the worker does not end a connection that is kept: the worker
+  shuts it down, or disconnects it (`dial.reset_now`), and then says that it has ended. The place in
+  the SOCKMAP is free when the last descriptor is closed, so the worker is told of that.
+- A worker reads strangers' bytes. What it hands over is believed to be descriptors, no more, and so
+  many as it has pairs. close(2) of a socket that lingers would wait, and the worker can make it
+  linger: it is told not to before each close.
+- Descriptors in a message that finds no room in this process's table are lost. Such pairs are not
+  kept: they end with their worker, by a reset, as do those beyond `most`.
+- A pair that brings down whoever adopts it would bring down worker after worker: after `TRIES`
+  successors that never came to the end of it, what they were to adopt is reset.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import socket
+import struct
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+from l7proxy.net.channel import ChannelBroken, Received
+from l7proxy.net.messages import MOST_PAIRS, Adopted, Dropped, Ended, Spliced
+from l7proxy.telemetry.log import event
+
+log = logging.getLogger(__name__)
+
+TRIES = 3  # successors that may die while they adopt
+
+_RESET = struct.pack("ii", 1, 0)
+_DELIVER = struct.pack("ii", 0, 0)
+
+
+@dataclass(frozen=True, slots=True)
+class Kept:
+    """One pair: descriptors of its client and its backend, and what its next worker is told."""
+
+    client: int
+    backend: int
+    record: str
+
+
+class Keeper:
+    """The kept pairs of all slots, by the index of their client."""
+
+    def __init__(self, slots: int, pairs: int, most: int) -> None:
+        """`pairs`: how many a worker can have; `most`: how many are kept, over all workers."""
+        self._pairs = pairs
+        self._most = most
+        self._kept: list[dict[int, Kept]] = [{} for _ in range(slots)]
+        self._deaths = [0] * slots  # since the last adoption that came to its end
+
+    # ---- what workers say
+
+    def hear(self, slot: int, received: Received) -> list[Dropped] | None:
+        """What is to be answered to a message about pairs; None: it is about something else.
+
+        Raises ChannelBroken for what no worker of ours would say.
+        """
+        match received.message:
+            case Spliced():
+                return self._keep(slot, received.message, received)
+            case Ended():
+                return self._end(slot, received.message.pairs)
+            case Adopted():
+                self._adopted(slot, received.message)
+                return []
+        return None
+
+    def _keep(self, slot: int, message: Spliced, received: Received) -> list[Dropped]:
+        fds, kept = received.fds, self._kept[slot]
+        count = len(message.pairs)
+        sane = len(message.records) == count <= MOST_PAIRS and all(
+            index % 2 == 0 and 0 <= index < 2 * self._pairs for index in message.pairs
+        )
+        if not sane or len(fds) != 2 * count:
+            for fd in fds:
+                os.close(fd)
+            if not sane or received.is_whole:
+                raise ChannelBroken("pairs that no worker has")
+            return []
+        room = self._most - self.total
+        for at, index in enumerate(message.pairs):
+            pair = Kept(fds[2 * at], fds[2 * at + 1], message.records[at])
+            if index in kept or room <= 0:
+                _let_go(pair, _RESET)  # as it is set already, while it lives
+            else:
+                kept[index] = pair
+                room -= 1
+        return []
+
+    def _end(self, slot: int, pairs: Sequence[int]) -> list[Dropped]:
+        kept = self._kept[slot]
+        for index in pairs:
+            pair = kept.pop(index, None)
+            if pair is not None:
+                _let_go(pair, _DELIVER)
+        return [Dropped(tuple(pairs))]
+
+    def _adopted(self, slot: int, message: Adopted) -> None:
+        self._deaths[slot] = 0
+        log.info(event("pairs adopted", slot=slot, pairs=message.pairs, reset=message.refused))
+
+    # ---- what a worker leaves
+
+    @property
+    def total(self) -> int:
+        """How many pairs are kept."""
+        return sum(map(len, self._kept))
+
+    def of(self, slot: int) -> Mapping[int, Kept]:
+        """The pairs of a slot, for the worker that is to adopt them."""
+        return self._kept[slot]
+
+    def descriptors(self, slot: int) -> frozenset[int]:
+        """What that worker inherits for it."""
+        if slot >= len(self._kept):
+            return frozenset()
+        return frozenset(
+            fd for one in self._kept[slot].values() for fd in (one.client, one.backend)
+        )
+
+    def orphaned(self, slot: int) -> int:
+        """The worker in this slot has died; how many pairs its successor is to adopt."""
+        if not self._kept[slot]:
+            return 0
+        self._deaths[slot] += 1
+        if self._deaths[slot] > TRIES:
+            log.error(event("pairs cannot be adopted, they are reset", pairs=len(self._kept[slot])))
+            self.drop(slot)
+        return len(self._kept[slot])
+
+    def drop(self, slot: int) -> None:
+        """Reset what is kept of this slot: nobody is going to adopt it."""
+        self._close(self._kept[slot].values())
+        self._kept[slot].clear()
+        self._deaths[slot] = 0
+
+    def _close(self, pairs: Iterable[Kept]) -> None:
+        for pair in pairs:
+            _let_go(pair, _RESET)
+
+
+def _let_go(pair: Kept, linger: bytes) -> None:
+    for fd in (pair.client, pair.backend):
+        try:
+            sock = socket.socket(socket.AF_INET, socket.SOCK_STREAM, 0, fileno=fd)
+        except OSError:  # no socket at all
+            os.close(fd)
+            continue
+        with sock:
+            try:
+                sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, linger)
+            except OSError:
+                pass
