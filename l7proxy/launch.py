@@ -20,7 +20,8 @@ from functools import partial
 from typing import Any
 
 from l7proxy import __version__, loading, prober, worker
-from l7proxy.admin import Admin, Guard, Router, add_page
+from l7proxy.admin import Admin, Router, add_page
+from l7proxy.admin.places import open_places
 from l7proxy.config.fingerprint import Fingerprint, fingerprint
 from l7proxy.datapath.sockmap import Splicer, load_splicers
 from l7proxy.doctor import prove_sockmap
@@ -31,7 +32,6 @@ from l7proxy.managing import Managing
 from l7proxy.model import Datapath, Listener
 from l7proxy.net import bundle, privileges
 from l7proxy.net.activation import Activation
-from l7proxy.net.adminsocket import open_admin
 from l7proxy.net.channel import Received
 from l7proxy.net.messages import FROM_PROBER, FROM_WORKER
 from l7proxy.net.systemd import Manager, take_passed
@@ -66,7 +66,8 @@ class Options:
     policy: str
     workers: int | None = None
     datapath: str = "auto"
-    admin: str | None = None
+    admin: tuple[str, ...] | None = None  # None: where it is by default
+    admin_token_file: str | None = None
     access_log: str = "-"
     drain_delay: float = 0.0
     drain_seconds: float = 30.0
@@ -286,8 +287,8 @@ async def _serve(
     def ready() -> None:
         for listener, one in reloader.serving.listeners():
             tell(listener, one)
-        if admin_socket is not None:
-            log.info(event("admin", address=admin_socket.text))
+        for place in places:
+            log.info(event("admin", address=place.socket.text))
         log.info(event("ready", datapath=way.datapath, workers=supervisor.configured))
         managing.ready()
 
@@ -296,20 +297,20 @@ async def _serve(
     Scraper(supervisor, reloader, shared, boards, way.splicers, way.datapath, groups).add_to(router)
     add_page(router)
     admin = Admin(router)
-    admin_socket = open_admin(options.admin) if options.admin else None
+    places = open_places(options.admin, options.admin_token_file)
     beside = [asyncio.create_task(_watch(shared)), asyncio.create_task(managing.beat())]
     if options.watch:
         beside.append(asyncio.create_task(watch(options.policy, seen, reloader.request)))
     try:
-        if admin_socket is not None:
-            await admin.start(admin_socket.sock, Guard(admin_socket.file is not None))
+        for place in places:
+            await admin.start(place.socket.sock, place.guard)
         return await supervisor.run(ready, first)
     finally:
         for task in beside:
             task.cancel()
         await admin.close()
-        if admin_socket is not None:
-            admin_socket.remove()
+        for place in places:
+            place.socket.remove()
 
 
 def _present(reloader: Reloader, shared: SharedCounters) -> dict[str, int]:

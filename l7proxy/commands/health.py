@@ -5,12 +5,12 @@ from __future__ import annotations
 import argparse
 import sys
 
+from l7proxy.commands.client import add_admin, ask
 from l7proxy.commands.common import Subparsers
-from l7proxy.errors import L7ProxyError
 
 _EXAMPLES = """\
 examples:
-  l7proxy health --admin /run/l7proxy.sock           is it alive?
+  l7proxy health                                     is it alive?
   l7proxy health --admin /run/l7proxy.sock --ready   should new connections come here?
 
 exit codes:
@@ -29,12 +29,7 @@ def add(commands: Subparsers) -> None:
         epilog=_EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    health.add_argument(
-        "--admin",
-        required=True,
-        metavar="ADDRESS",
-        help="where it serves admin requests: what `run --admin` got",
-    )
+    add_admin(health)
     health.add_argument("--ready", action="store_true", help="ask whether it is ready")
     health.add_argument(
         "--seconds",
@@ -47,20 +42,8 @@ def add(commands: Subparsers) -> None:
 
 
 def _health(options: argparse.Namespace) -> int:
-    import http.client
-
-    from l7proxy.commands.reload import connection
-
-    asked = connection(options.admin, options.seconds)
-    try:
-        asked.request("GET", "/readyz" if options.ready else "/healthz")
-        response = asked.getresponse()
-        text = response.read(200).decode("utf-8", "replace").strip()
-    except (OSError, http.client.HTTPException) as error:
-        said = getattr(error, "strerror", None) or str(error) or type(error).__name__
-        raise L7ProxyError(f"--admin {options.admin}: {said.lower()}") from error
-    finally:
-        asked.close()
-    is_well = response.status == 200
-    print(text, file=sys.stdout if is_well else sys.stderr)
+    path = "/readyz" if options.ready else "/healthz"  # no token is wanted for these
+    status, text = ask(options, "GET", path, seconds=options.seconds)
+    is_well = status == 200
+    print(str(text)[:200].strip(), file=sys.stdout if is_well else sys.stderr)
     return 0 if is_well else 1

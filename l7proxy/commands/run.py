@@ -48,8 +48,17 @@ def add(commands: Subparsers) -> None:
     run.add_argument(
         "--admin",
         metavar="ADDRESS",
-        help="serve GET /healthz, GET /stats and POST /reload on unix:PATH, /PATH or"
-        " 127.0.0.1:PORT (default: nowhere)",
+        action="append",
+        help="where to serve admin requests: unix:PATH, /PATH or IP:PORT, several times for several"
+        " places, or off (default: $L7PROXY_ADMIN, else unix:/run/l7proxy.sock as root,"
+        " unix:$XDG_RUNTIME_DIR/l7proxy.sock as anyone else). A unix socket is its owner's alone;"
+        " beyond loopback a token is wanted",
+    )
+    run.add_argument(
+        "--admin-token-file",
+        metavar="FILE",
+        help="the token that admin requests over TCP have to bring (default: that in"
+        " $L7PROXY_ADMIN_TOKEN, or none)",
     )
     run.add_argument(
         "--access-log",
@@ -107,7 +116,8 @@ def _run(options: argparse.Namespace) -> int:
             policy=options.policy,
             workers=options.workers,
             datapath=options.datapath,
-            admin=options.admin,
+            admin=None if options.admin is None else tuple(options.admin),
+            admin_token_file=options.admin_token_file,
             access_log=options.access_log,
             drain_delay=options.drain_delay,
             drain_seconds=options.drain_seconds,

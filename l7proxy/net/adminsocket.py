@@ -1,8 +1,9 @@
-"""Where the admin server listens: a unix socket for its owner, or loopback."""
+"""Where the admin server listens: a unix socket for its owner, or TCP on request."""
 
 from __future__ import annotations
 
 import ipaddress
+import os
 import socket
 from dataclasses import dataclass
 
@@ -30,15 +31,27 @@ class AdminSocket:
             self.file.remove()
 
 
-def open_admin(where: str) -> AdminSocket:
-    """Open `unix:PATH`, `/PATH` or `HOST:PORT` (loopback only). Raises StartupError."""
+def default_place() -> str | None:
+    """Where it listens, and is asked, when nobody says where; None: there is no place for it."""
+    place = os.environ.get("L7PROXY_ADMIN")
+    if place:
+        return place
+    folder = "/run" if os.geteuid() == 0 else os.environ.get("XDG_RUNTIME_DIR", "")
+    return f"unix:{folder}/l7proxy.sock" if os.path.isdir(folder) else None
+
+
+def open_admin(where: str, *, has_token: bool = False) -> AdminSocket:
+    """Open `unix:PATH`, `/PATH` or `HOST:PORT` (beyond loopback with a token only).
+
+    Raises StartupError.
+    """
     if where.startswith(("unix:", "/")):
         return _open_unix(where.removeprefix("unix:"))
-    sock = open_listener(_loopback_address(where))
+    sock = open_listener(_tcp_address(where, has_token=has_token))
     return AdminSocket(sock, str(bound_address(sock)))
 
 
-def _loopback_address(where: str) -> Address:
+def _tcp_address(where: str, *, has_token: bool) -> Address:
     host, colon, port = where.rpartition(":")
     bare = host[1:-1] if host.startswith("[") and host.endswith("]") else host
     if not colon or not bare or not port.isascii() or not port.isdigit() or int(port) > 65535:
@@ -53,10 +66,11 @@ def _loopback_address(where: str) -> Address:
         raise StartupError(
             f"--admin {where}: {bare} is not an IP address; use 127.0.0.1:{port}"
         ) from None
-    if not literal.is_loopback:
+    if not literal.is_loopback and not has_token:
         raise StartupError(
-            f"--admin {where}: the admin server has no authentication, so it listens on loopback or"
-            f" a unix socket only; use 127.0.0.1:{port} or /run/l7proxy.sock"
+            f"--admin {where}: others can reach that, so a token is wanted: write one into a file"
+            " (openssl rand -hex 32) and name it with --admin-token-file, or use"
+            f" 127.0.0.1:{port} or /run/l7proxy.sock"
         )
     return Address(str(literal), int(port))
 

@@ -327,9 +327,9 @@ def test_a_successors_socket_is_not_removed(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("where", "says"),
     [
-        ("0.0.0.0:9000", "no authentication"),
-        ("[::]:9000", "no authentication"),
-        ("192.0.2.1:9000", "no authentication"),
+        ("0.0.0.0:9000", "a token is wanted"),
+        ("[::]:9000", "a token is wanted"),
+        ("192.0.2.1:9000", "a token is wanted"),
         ("example.com:9000", "not an IP address"),
         ("9000", "not an address"),
         (":9000", "not an address"),

@@ -270,7 +270,7 @@ def test_output_into_a_closed_pipe_is_no_traceback() -> None:
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
-        (["--admin", "0.0.0.0:9"], "no authentication"),
+        (["--admin", "0.0.0.0:9"], "a token is wanted"),
         (["--access-log", "/no/such/dir/log"], "mkdir -p /no/such/dir"),
         (["--user", "no-such-user"], "there is no such user"),
     ],
@@ -338,6 +338,7 @@ def test_a_life(tmp_path: Path, policy: str, datapath: str) -> None:
             "uptime_seconds",
             "draining",
             "drain",
+            "condition",
             "policy",
             "listeners",
             "backends",
