@@ -3,7 +3,7 @@
 PY := .venv/bin/python
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check lint types floors object coverage bench docker-test loadtest loadtest-native loadtest-quick kernel-matrix bpf schema lock clean tools
+.PHONY: help demo test check lint types floors object coverage bench docker-test systemd-test loadtest loadtest-native loadtest-quick kernel-matrix bpf schema lock clean tools
 
 help: ## this list
 	@sed -n 's/^\([a-z-]*\):[^#]*## /\1	/p' Makefile | while IFS='	' read -r name text; do \
@@ -56,6 +56,9 @@ loadtest-quick: ## the same in short, to see where each stands (as root; under 5
 
 docker-test: tools ## build the image, run docker/compose.yaml for real (as root: starts an engine where none is)
 	@.ci/docker
+
+systemd-test: tools ## the units of docker/systemd/ under a real systemd in namespaces (as root)
+	L7PROXY_SYSTEMD=1 $(PY) -m pytest -p no:cacheprovider tests/systemd
 
 kernel-matrix: tools ## the data-path tests on Debian's 6.1 and 6.12 kernels in qemu (takes minutes)
 	$(PY) tests/matrix/run.py

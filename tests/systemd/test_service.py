@@ -1,0 +1,125 @@
+"""The units of docker/systemd/ under a real systemd, as hardened as they are."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from .booted import ROOT, Booted, why_not
+
+PORT = 18480
+POLICY = f"""\
+listeners: {{web: {{address: "*:{PORT}"}}}}
+routes: [{{name: hello, respond: {{status: 200, body: hello}}}}]
+"""
+
+# Requests, each on a connection of its own, for so many seconds: how many were answered, which not.
+CLIENT = f"""
+import socket, sys, time
+end, answered, failed = time.monotonic() + float(sys.argv[1]), 0, []
+while time.monotonic() < end:
+    try:
+        with socket.create_connection(("127.0.0.1", {PORT}), 20) as sock:
+            sock.settimeout(20)
+            sock.sendall(b"GET / HTTP/1.1\\r\\nHost: a\\r\\nConnection: close\\r\\n\\r\\n")
+            data = b""
+            while piece := sock.recv(4096):
+                data += piece
+        if data.endswith(b"hello"):
+            answered += 1
+        else:
+            failed.append(data[:60])
+    except OSError as error:
+        failed.append(error)
+print(answered, failed)
+"""
+
+WHY_NOT = why_not() if os.environ.get("L7PROXY_SYSTEMD") == "1" else "run by `make systemd-test`"
+pytestmark = pytest.mark.skipif(bool(WHY_NOT), reason=WHY_NOT)
+
+
+@pytest.fixture(scope="module")
+def systemd(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Booted]:
+    """With l7proxy as its service, which was started by its socket's first connection."""
+    units = [(path.name, path.read_text()) for path in (ROOT / "docker" / "systemd").iterdir()]
+    told = [(name, text.replace("ListenStream=80", f"ListenStream={PORT}")) for name, text in units]
+    folder = tmp_path_factory.mktemp("systemd")
+    for place in (folder, *folder.parents):  # the service's own user has to pass
+        if place != Path("/"):
+            place.chmod(place.stat().st_mode | 0o011)
+    booted = Booted(folder, told, POLICY)
+    try:
+        booted.start()
+        started = booted.call("systemctl", "start", "l7proxy-web.socket")
+        assert started.returncode == 0, started.stderr + booted.log()
+        yield booted
+    finally:
+        booted.stop()
+
+
+def requests(systemd: Booted, seconds: float) -> tuple[int, str]:
+    done = systemd.call("/usr/bin/python3", "-c", CLIENT, str(seconds))
+    answered, _, failed = done.stdout.strip().partition(" ")
+    return int(answered), failed
+
+
+def test_a_connection_starts_it_and_it_is_what_the_unit_says(systemd: Booted) -> None:
+    answered, failed = requests(systemd, 0.1)
+    assert answered, systemd.log()
+    assert failed == "[]"
+    assert systemd.show("ActiveState") == "active"
+    pid = systemd.show("MainPID")
+    found = systemd.call("cat", f"/proc/{pid}/status").stdout
+    status = dict(re.findall(r"^(\w+):\s+(.*)$", found, re.M))
+    assert "0" not in status["Uid"].split(), "not root"
+    assert (status["NoNewPrivs"], status["Seccomp"]) == ("1", "2")
+    # it splices where this machine can; how else would it be known that the filters let it
+    told = systemd.show("StatusText")
+    assert re.fullmatch(r"\d+ connections, 0 spliced; policy 1, sockmap", told)
+
+
+def test_a_reload_waits_for_its_outcome(systemd: Booted) -> None:
+    assert systemd.call("systemctl", "reload", "l7proxy").returncode == 0
+    assert "policy 2" in systemd.show("StatusText")
+    systemd.write("listeners: [")
+    try:
+        assert systemd.call("systemctl", "reload", "l7proxy").returncode == 1
+    finally:
+        systemd.write(POLICY)
+    assert systemd.show("StatusText").endswith("the last policy was refused (1 errors)")
+    assert systemd.show("ActiveState") == "active"
+    assert systemd.call("systemctl", "reload", "l7proxy").returncode == 0
+    assert systemd.show("StatusText").endswith("policy 3, sockmap")
+
+
+def test_nobody_is_refused_while_it_restarts(systemd: Booted) -> None:
+    """The socket is systemd's: who connects in between waits."""
+    before = systemd.show("MainPID")
+    restart = '(sleep 0.5; systemctl restart l7proxy) & exec /usr/bin/python3 -c "$0" 5'
+    done = systemd.call("bash", "-c", restart, CLIENT)
+    answered, _, failed = done.stdout.strip().partition(" ")
+    assert failed == "[]"
+    assert int(answered) > 100
+    assert systemd.show("MainPID") != before
+    assert systemd.show("Result") == "success"
+
+
+def test_a_supervisor_that_hangs_is_replaced(systemd: Booted) -> None:
+    """Its watchdog's 30 s would be long for a test: the signal that ends it then is the same."""
+    pid = systemd.show("MainPID")
+    assert systemd.show("WatchdogUSec") == "30s"
+    assert systemd.call("kill", "-ABRT", pid).returncode == 0
+    answered, failed = requests(systemd, 2)
+    assert answered, systemd.log()
+    assert systemd.show("MainPID") != pid
+    assert failed == "[]"
+
+
+def test_it_stops_in_order(systemd: Booted) -> None:
+    assert systemd.call("systemctl", "stop", "l7proxy-web.socket", "l7proxy").returncode == 0
+    assert systemd.show("Result") == "success"
+    assert systemd.show("ExecMainStatus") == "0"
