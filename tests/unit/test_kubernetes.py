@@ -21,7 +21,9 @@ from l7proxy.model import Address
 
 ROOT = Path(__file__).resolve().parents[2]
 FOLDER = ROOT / "docker" / "kubernetes"
+DOCKERFILE = ROOT / "docker" / "Dockerfile"
 MANIFESTS = sorted(FOLDER.glob("*.yaml"))
+PATHS = ("/healthz", "/readyz")  # neither wants a token: tests/socket/test_config_map.py
 RESET_SECONDS = 5  # that a drain may take beyond its deadline, to reset what is left
 
 KNOWN = {
@@ -53,6 +55,12 @@ KNOWN = {
 def check_keys(kind: str, given: dict[str, Any]) -> None:
     unknown = given.keys() - set(KNOWN[kind].split())
     assert not unknown, f"a {kind} has no {', '.join(sorted(unknown))}"
+
+
+def image_admin() -> str:
+    found = re.search(r"^ENV .*\bL7PROXY_ADMIN=(\S+)", DOCKERFILE.read_text(), re.M)
+    assert found
+    return found[1]
 
 
 @dataclass
@@ -87,6 +95,11 @@ class Manifest:
     def options(self) -> argparse.Namespace:
         """Its arguments, as l7proxy takes them."""
         return cli._parser().parse_args(self.ours["args"])
+
+    @property
+    def admin(self) -> list[str]:
+        """Where it serves admin requests; what the image says, if nothing else does."""
+        return self.options.admin or [image_admin()]
 
     @property
     def policy(self) -> str:
@@ -155,7 +168,12 @@ def test_ports_are_those_of_the_policy(manifest: Manifest, tmp_path: Path) -> No
     path.write_text(manifest.policy)
     addresses = [one.address for one in config.load(str(path)).listeners.values()]
     listening = {one.port for one in addresses if isinstance(one, Address)}
-    assert listening == {port["containerPort"] for port in manifest.ours["ports"]}
+    ports = {port["name"]: port["containerPort"] for port in manifest.ours["ports"]}
+    admin = ports.pop("admin", None)
+    assert listening == set(ports.values())
+    if admin is not None:
+        assert f"0.0.0.0:{admin}" in manifest.admin, "the kubelet asks from outside"
+        assert manifest.options.admin_token_file
     if manifest.pod.get("hostNetwork"):
         assert all(port["hostPort"] == port["containerPort"] for port in manifest.ours["ports"])
     if min(listening) < 1024:
@@ -172,18 +190,25 @@ def test_the_policy_is_mounted_where_it_is_read_and_its_changes_arrive(manifest:
     assert "subPath" not in mounts[policy["name"]], "a file that is mounted alone never changes"
     assert manifest.options.watch
     (run,) = (one for one in volumes.values() if "emptyDir" in one)
-    assert Path(manifest.options.admin).parent == Path(mounts[run["name"]]["mountPath"])
+    assert Path(manifest.admin[0]).parent == Path(mounts[run["name"]]["mountPath"])
+    token = manifest.options.admin_token_file
+    if token is not None:
+        (secret,) = (one for one in volumes.values() if "secret" in one)
+        assert Path(token).parent == Path(mounts[secret["name"]]["mountPath"])
 
 
 def test_probes_are_commands_that_there_are(manifest: Manifest) -> None:
     for name in ("startupProbe", "readinessProbe", "livenessProbe"):
-        probe = manifest.ours[name]
+        probe, is_ready = manifest.ours[name], name == "readinessProbe"
+        if "httpGet" in probe:
+            assert probe["httpGet"] == {"path": PATHS[is_ready], "port": "admin"}
+            continue
         program, *arguments = probe["exec"]["command"]
         assert program == "l7proxy"
         asked = cli._parser().parse_args(arguments)
         assert arguments[0] == "health"
-        assert asked.admin == manifest.options.admin
-        assert asked.ready == (name == "readinessProbe")
+        assert (asked.admin or image_admin()) in manifest.admin
+        assert asked.ready == is_ready
         assert asked.seconds < probe["timeoutSeconds"], "l7proxy tells more than a timeout does"
 
 
@@ -209,7 +234,7 @@ def test_the_sidecar_is_a_native_one() -> None:
 
 
 def test_it_runs_as_the_user_of_the_image_with_what_splicing_takes(manifest: Manifest) -> None:
-    dockerfile = (ROOT / "docker" / "Dockerfile").read_text()
+    dockerfile = DOCKERFILE.read_text()
     user = re.search(r"^USER (\d+):(\d+)$", dockerfile, re.M)
     assert user
     context = manifest.ours["securityContext"]

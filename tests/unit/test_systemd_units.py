@@ -45,9 +45,9 @@ def test_commands_are_those_that_there_are() -> None:
     reload = cli._parser().parse_args(options("ExecReload"))
     check = cli._parser().parse_args(options("ExecStartPre"))
     assert run.policy == check.policy
-    assert run.admin == reload.admin
+    assert run.admin == [reload.admin]
     (folder,) = settings(SERVICE)["RuntimeDirectory"]
-    assert Path(run.admin).parent == Path("/run") / folder
+    assert Path(reload.admin).parent == Path("/run") / folder
 
 
 def test_it_has_what_splicing_takes_and_no_more() -> None:
