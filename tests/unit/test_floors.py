@@ -39,7 +39,7 @@ FLOORS: tuple[tuple[frozenset[str], ...], ...] = (
         frozenset({"managing", "operations"}),
     ),
     (
-        frozenset({"doctor", "demo", "probing", "scraping"}),
+        frozenset({"doctor", "demo", "probing", "top", "scraping"}),
         frozenset({"launch"}),
         frozenset({"commands"}),
         frozenset({"cli"}),
