@@ -33,7 +33,7 @@ from l7proxy.model import Datapath, Listener
 from l7proxy.net import bundle, privileges
 from l7proxy.net.activation import Activation
 from l7proxy.net.channel import Received
-from l7proxy.net.messages import FROM_PROBER, FROM_WORKER
+from l7proxy.net.messages import FROM_PROBER, FROM_WORKER, Rotated
 from l7proxy.net.systemd import Manager, take_passed
 from l7proxy.operations import Operations
 from l7proxy.probing import Backends
@@ -103,7 +103,7 @@ def run(options: Options) -> int:
     operational.configure(options.log_level)
     # Until there is somebody to hear it: see `Supervisor.run`. A policy that changes while we start
     # is then loaded at once.
-    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGHUP})
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGHUP, signal.SIGUSR1})
     manager, activation = Manager.take(), Activation(take_passed())
     seen = fingerprint(options.policy)
     first = loading.load(options.policy)
@@ -201,6 +201,19 @@ def run(options: Options) -> int:
         log.info(event("reloading", why="SIGHUP"))
         reloader.request()
 
+    def rotated() -> None:
+        try:
+            found = access_log.reopen()
+        except StartupError as error:
+            log.error(event("the access log goes on in its old file", why=error))
+            return
+        if found is None:
+            log.info("SIGUSR1: the access log is no file of its own, nothing is opened again")
+            return
+        path, fd = found
+        supervisor.send_workers(Rotated(), [fd])
+        log.info(event("access log opened again", file=path))
+
     def drain() -> None:
         managing.stopping()
         reloader.stop()
@@ -221,6 +234,7 @@ def run(options: Options) -> int:
         on_exit=ended,
         on_drain=drain,
         on_hangup=hangup,
+        on_rotated=rotated,
         active=shared.active,
         present=partial(_present, reloader, shared),
         resets=partial(shared.total, Counter.ERROR_DRAIN_DEADLINE),

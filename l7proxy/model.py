@@ -620,6 +620,20 @@ class Listener:
 
 
 @dataclass(frozen=True, slots=True)
+class AccessLogRules:
+    """What the access log has of whom.
+
+    `format` is a format string (`logformat`), "json" for the objects. `sample` is the share, from 0
+    to 1, of connections without an error that get a record; `live_every` is how often, in seconds,
+    one that goes on gets one: 0 is never.
+    """
+
+    format: str = "json"
+    sample: float = 1.0
+    live_every: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
 class Policy:
     """A whole checked policy: every reference in it resolves, but for optional ones."""
 
@@ -627,6 +641,7 @@ class Policy:
     routes: tuple[Route, ...]
     backends: dict[str, Backend]
     source: str = ""
+    access_log: AccessLogRules = AccessLogRules()
 
 
 # ---- decisions

@@ -63,7 +63,7 @@ class Supervisor:
     `active()` tells how many live now, `present()` how many on each listener, `resets()` how many
     drains have reset. `on_drain()` is called when listeners are to be closed: those that this
     process holds must be then, or clients would go on to connect to a socket that nobody accepts
-    from. `on_hangup()` is what SIGHUP does. A child inherits what `inherited()` and, of its
+    from. `on_hangup()` is what SIGHUP does, `on_rotated()` what SIGUSR1 does. A child inherits what `inherited()` and, of its
     slot, `bequeathed(slot)` name.
     """
 
@@ -86,6 +86,7 @@ class Supervisor:
         on_exit: Callable[[int], int] = lambda _slot: 0,
         on_drain: Callable[[], None] = lambda: None,
         on_hangup: Callable[[], None] = lambda: None,
+        on_rotated: Callable[[], None] = lambda: None,
         active: Callable[[], int] = lambda: 0,
         present: Callable[[], Mapping[str, int]] = dict,
         resets: Callable[[], int] = lambda: 0,
@@ -100,6 +101,7 @@ class Supervisor:
         self._on_exit = on_exit
         self._on_drain = on_drain
         self._on_hangup = on_hangup
+        self._on_rotated = on_rotated
         self._slots = [
             Child(
                 number, "worker", partial(child, number), accepts, self._hear, self._wake, MAX_FDS
@@ -185,10 +187,11 @@ class Supervisor:
             signal.SIGTERM: self.stop,
             signal.SIGINT: self.stop,
             signal.SIGHUP: self._on_hangup,
+            signal.SIGUSR1: self._on_rotated,
         }
         for number, handler in handled.items():
             loop.add_signal_handler(number, handler)
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGHUP})  # see `launch`
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGHUP, signal.SIGUSR1})  # see `launch`
         try:
             if first is not None:
                 await first()

@@ -8,6 +8,7 @@ from l7proxy.commands.common import PATH_HELP, Subparsers
 
 _EXIT_CODES = """\
 SIGHUP (or `l7proxy reload`) reads the policy again; a bad one is refused, the old one goes on.
+SIGUSR1 opens the file of the access log again, for who has moved it away (logrotate).
 SIGTERM or Ctrl-C ends it in order: not ready any more (--drain-delay), then no new connections,
 live ones may end (--drain-seconds), what is left is reset. A second one resets at once.
 
@@ -64,7 +65,9 @@ def add(commands: Subparsers) -> None:
         "--access-log",
         default="-",
         metavar="WHERE",
-        help="a JSON line for each connection: - for stdout (default), a file, or off",
+        help="where the access log goes to: - for stdout (default), a file (SIGUSR1 opens it"
+        " again), syslog[:/dev/log | :IP:PORT][?facility=local0], or off; what is in it is"
+        " `accessLog` of the policy",
     )
     run.add_argument(
         "--drain-delay",

@@ -15,6 +15,7 @@ from l7proxy.config import language
 from l7proxy.config.jsonschema import default_value
 from l7proxy.config.readers import Choice, Flag, OneOf, Text, Whole, alternatives
 from l7proxy.config.schema import Kinds, ListOf, Made, MapOf, Record, Table
+from l7proxy.logformat import HEADER, VARIABLES
 
 INTRODUCTION = """\
 # Policies
@@ -127,12 +128,35 @@ as it is.
 """  # noqa: E501 - rows of a table are one line
 
 
+def variables() -> str:
+    """The table of what a format string may have."""
+    rows = [
+        "### Format strings\n",
+        "A format may mix the words of HAProxy, of Apache, and ours, which are there for all.",
+        "A value is `-` where there is none. Control characters, bytes beyond ASCII, quotes,",
+        "backslashes and, outside of double quotes, spaces are escaped (`\\x20`): no client can",
+        "forge a line or a field. `%%` is a percent sign, `%{+Q}r` puts quotes around.\n",
+        "`%b %s %t %T %U %H` are something else to HAProxy. They are Apache's here, and an error",
+        "in a format that has words which only HAProxy knows. Times are UTC.\n",
+        "| ours | HAProxy | Apache | |",
+        "|---|---|---|---|",
+    ]
+    for one in VARIABLES:
+        haproxy, apache = (
+            " ".join(f"`%{word}`" for word in words) for words in (one.haproxy, one.apache)
+        )
+        name = f"{one.name}(NAME)" if one.name == HEADER else one.name
+        rows.append(f"| `%[{name}]` | {haproxy} | {apache} | {one.doc} |")
+    return "\n".join(rows) + "\n"
+
+
 @dataclass(frozen=True, slots=True)
 class _Section:
-    """What stands above the table of one object."""
+    """What stands above the table of one object, and behind it."""
 
     prose: str
     example: str = ""
+    behind: str = ""
 
 
 _SECTIONS = {
@@ -182,6 +206,16 @@ backends:
     circuit: {connections: 2000}
 """,
     ),
+    "accessLog": _Section(
+        "A folder's files say it once.",
+        """\
+accessLog:
+  format: '%h - %u %t "%r" %>s %b "%{User-Agent}i" %[endpoint] %[reason]'
+  sample: 10%
+  liveEvery: 10m
+""",
+        behind=variables(),
+    ),
 }
 
 
@@ -190,12 +224,14 @@ def text() -> str:
     parts = [INTRODUCTION]
     for name, key in language.POLICY.keys.items():
         section = _SECTIONS[name]
-        parts.append(f"## {name.capitalize()}\n")
+        parts.append(f"## {_capital(name)}\n")
         parts.append(f"{key.doc} {section.prose}\n")
         if section.example:
             parts.append(f"```yaml\n{section.example}```\n")
         (noun,) = [table for table, _ in _tables(key.reader)]
         parts += _objects(noun, level=3, heading=_capital(noun.noun))
+        if section.behind:
+            parts.append(section.behind)
     return "\n".join(parts).rstrip("\n") + "\n"
 
 

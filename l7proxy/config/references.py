@@ -16,6 +16,7 @@ from l7proxy.config.problems import quoted
 from l7proxy.config.walker import At, Walker, did_you_mean
 from l7proxy.model import (
     PASSTHROUGH,
+    AccessLogRules,
     Backend,
     BackendRef,
     Listener,
@@ -125,6 +126,7 @@ def policy(walker: Walker, draft: Draft) -> Policy:
         routes=tuple(routes),
         backends={one.name: one for one in backends},
         source=walker.source.name,
+        access_log=draft.access_log or AccessLogRules(),
     )
 
 

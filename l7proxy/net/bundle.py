@@ -19,7 +19,7 @@ from collections.abc import Generator, Iterator
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
-from l7proxy.model import Backend, Listener, NameAddress, Policy, Route
+from l7proxy.model import AccessLogRules, Backend, Listener, NameAddress, Policy, Route
 from l7proxy.net import channel
 
 BATCH = 25  # routes, or backends, in a frame
@@ -38,6 +38,7 @@ class Manifest:
     backends: int
     names: frozenset[str]  # DNS names of endpoints
     probing: bool  # it has such names, or health checks
+    access_log: AccessLogRules
 
 
 def pack(policy: Policy) -> int:
@@ -56,6 +57,7 @@ def pack(policy: Policy) -> int:
         len(backends),
         names,
         bool(names) or any(backend.health is not None for backend in backends),
+        policy.access_log,
     )
     frames = [manifest, *_batches(backends), *_batches(policy.routes)]
     written = [pickle.dumps(frame, pickle.HIGHEST_PROTOCOL) for frame in frames]
@@ -114,6 +116,7 @@ def unpacking(fd: int) -> Generator[None, None, Policy]:
         tuple(routes),
         found,
         first.source,
+        first.access_log,
     )
 
 

@@ -122,6 +122,11 @@ class Resolved:
 
 
 @dataclass(frozen=True, slots=True)
+class Rotated:
+    """The access log's file was moved away; the descriptor of the one in its place comes along."""
+
+
+@dataclass(frozen=True, slots=True)
 class Probe:
     """To the prober: look after the backends of this policy (`net.bundle`); it comes along."""
 
@@ -240,7 +245,7 @@ MOST_PAIRS = 100
 """Pairs in one message: each has two descriptors, and the kernel takes 253."""
 
 TO_WORKER = (
-    *(Sockets, Prepare, Commit, Abandon, Retire, Resolved),
+    *(Sockets, Prepare, Commit, Abandon, Retire, Resolved, Rotated),
     *(ListConnections, ResetConnection, LogLevel, Dropped),
 )
 FROM_WORKER = (

@@ -13,8 +13,9 @@ The facts, and what follows:
   never returns into the parent's frames: it leaves by `os._exit`.
 - Ctrl-C goes to the whole foreground group, an init system's SIGTERM to the whole control group.
   A child that took them for its own would be told twice, once by them and once by its parent, and
-  twice means "reset". In a child both stay blocked; its parent says `STOP`. SIGHUP likewise: it is
-  for the parent, and would end a child.
+  twice means "reset". In a child both stay blocked; its parent says `STOP`, a number that nobody
+  else thinks of. What else is for the parent (SIGHUP, SIGUSR1, SIGUSR2) would end
+  a child: likewise.
 """
 
 from __future__ import annotations
@@ -30,8 +31,8 @@ from l7proxy.errors import L7ProxyError
 
 log = logging.getLogger(__name__)
 
-STOP = signal.SIGUSR1  # the parent's word to a child: end in order; a second time: at once
-_PARENTS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+STOP = signal.SIGRTMIN  # the parent's word to a child: end in order; a second time: at once
+_PARENTS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
 EXIT_CRASHED = 70  # of a child whose code raised (sysexits.h: EX_SOFTWARE)
 
 

@@ -1,8 +1,9 @@
-"""One JSON object a line for each connection, written when it has ended.
+"""One line for each connection, written when it has ended; by default a JSON object.
 
 What a client sent is hostile: it reaches the log only through JSON's own escapes, so a line is
 always printable ASCII, one object, and at most `sink.CHUNK` bytes. A field that would be longer
-than its budget is cut and ends in U+2026, which no byte of a request can produce.
+than its budget is cut and ends in U+2026, which no byte of a request can produce. `accessformat`
+has the same rules for lines of another format.
 
 Nobody waits for the log: lines that its reader does not take are kept up to `BACKLOG` bytes, then
 dropped and counted.
@@ -10,14 +11,20 @@ dropped and counted.
 
 from __future__ import annotations
 
+import os
+import random
 import time
 from collections import deque
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from json.encoder import encode_basestring_ascii
 
+from l7proxy import logformat
 from l7proxy.errors import Reason
-from l7proxy.telemetry import sink
+from l7proxy.model import AccessLogRules
+from l7proxy.telemetry import accessformat, sink, writer
+from l7proxy.telemetry.syslog import Syslog
 
 BACKLOG = 256 * 1024  # bytes of lines that a worker keeps for a slow reader
 _CUT = "\\u2026"
@@ -33,6 +40,11 @@ _SNI = 260
 _ALPN = 80
 _RULE = 80
 
+LIVE = "live"
+"""The state in a record of a connection that goes on."""
+
+_NORMAL = frozenset((Reason.DONE, Reason.LOCAL_REPLY))
+
 
 @dataclass(slots=True)
 class Record:
@@ -44,7 +56,9 @@ class Record:
 
     `client` is who is served; where a trusted proxy said who that is, `proxy` is the proxy's
     address. `destination` is where it was going when it was intercepted. `rule` names the rule that
-    refused the connection's first bytes, or denied it.
+    refused the connection's first bytes, or denied it. `rate` is the share of connections without
+    an error that get a record, 1 in that of one with an error. `query` (without `?`), `version` and
+    `headers` (by names in lower case) are for formats that have them.
     """
 
     time: float
@@ -77,6 +91,15 @@ class Record:
     reason: Reason = Reason.DONE
     rule: str = ""
     state: str = ""
+    rate: float = 1.0
+    query: str | None = None
+    version: str = ""
+    headers: Mapping[str, str] | None = None
+
+    @property
+    def why(self) -> str:
+        """Why the connection ended; empty while it goes on."""
+        return "" if self.state == LIVE else self.reason
 
 
 def encode(record: Record) -> bytes:
@@ -96,7 +119,8 @@ def encode(record: Record) -> bytes:
         f'"bytes_in":{r.bytes_in},"bytes_out":{r.bytes_out},'
         f'"kernel_in":{r.kernel_in},"kernel_out":{r.kernel_out},"overflows":{r.overflows},'
         f'"status":{"null" if r.status is None else r.status},'
-        f'"reason":{_name(r.reason)},"rule":{_text(r.rule, _RULE)},"state":{_name(r.state)}}}\n'
+        f'"reason":{_name(r.why)},"rule":{_text(r.rule, _RULE)},"state":{_name(r.state)},'
+        f'"rate":{r.rate:g}}}\n'
     ).encode("ascii")
 
 
@@ -106,21 +130,70 @@ class AccessLog:
     Made in the supervisor, before the fork; each worker then has its own buffer.
     """
 
-    def __init__(self, out: sink.Sink | None) -> None:
+    def __init__(self, out: sink.Out | None) -> None:
         self._out = out
+        self._encode: Callable[[Record], bytes] = encode
+        self._sample = 1.0
+        self._chance = random.Random()
         self._chunks: deque[bytes] = deque()
         self._last: list[bytes] = []
         self._last_size = 0
         self._size = 0
-        self.dropped = 0
-        """Lines that were lost, because the buffer was full or the write failed."""
+        self._failed = 0
 
     @classmethod
     def open(cls, where: str) -> AccessLog:
-        """Open `-` (stdout), `off`, or a path. Raises StartupError with what to do about it."""
+        """Open `-` (stdout), `off`, `syslog...`, or a path.
+
+        Raises StartupError with what to do about it.
+        """
         if where == "off":
             return cls(None)
-        return cls(sink.open_standard(1) if where == "-" else sink.open_path(where))
+        if where == "syslog" or where.startswith(("syslog:", "syslog?")):
+            return cls(Syslog.open(where))
+        return cls(writer.open_standard() if where == "-" else writer.open_path(where))
+
+    # ---- what is written
+
+    def follow(self, rules: AccessLogRules) -> frozenset[str]:
+        """Write as a policy says from now on; the headers of requests that it asks for."""
+        self._sample = rules.sample
+        if rules.format == "json" or self._out is None:
+            self._encode = encode
+            return frozenset()
+        self._encode = accessformat.compiled(rules.format)
+        return logformat.headers(logformat.parse(rules.format))
+
+    @property
+    def is_on(self) -> bool:
+        """Whether anything is written at all."""
+        return self._out is not None
+
+    @property
+    def dropped(self) -> int:
+        """Lines that were lost, because the buffer was full or the write failed."""
+        return self._failed + (0 if self._out is None else self._out.lost)
+
+    # ---- another file of the same name
+
+    def reopen(self) -> tuple[str, int] | None:
+        """After a rotation: the path, and a descriptor for the workers; None: it is no file.
+
+        Raises StartupError when the path cannot be opened; the old file goes on then.
+        """
+        if not isinstance(self._out, writer.FileWriter) or not self._out.path:
+            return None
+        self._out.reopen()
+        return self._out.path, self._out.fd
+
+    def take(self, fd: int) -> None:
+        """The same in a worker, with the descriptor that came; it is closed."""
+        if isinstance(self._out, writer.FileWriter):
+            self._out.take(fd)
+        else:
+            os.close(fd)
+
+    # ---- lines
 
     @property
     def pending(self) -> bool:
@@ -128,12 +201,23 @@ class AccessLog:
         return self._size > 0
 
     def write(self, record: Record) -> None:
-        """Add a line; writes only when a whole chunk has come together."""
-        if self._out is None:
+        """Add a line, or none: see `AccessLogRules.sample`. Writes only when a chunk is whole."""
+        out = self._out
+        if out is None:
             return
-        line = encode(record)
+        if self._sample < 1 and record.reason in _NORMAL and record.state != LIVE:
+            if self._chance.random() >= self._sample:
+                return
+            record.rate = self._sample
+        line = self._encode(record)
+        if isinstance(out, Syslog):
+            line = out.frame(line, is_error=record.reason not in _NORMAL)
         if self._size + len(line) > BACKLOG:
-            self.dropped += 1
+            self._failed += 1
+            return
+        if out.datagrams:
+            self._chunks.append(line)
+            self._size += len(line)
             return
         if self._last_size + len(line) > sink.CHUNK:
             self.flush()
@@ -155,13 +239,13 @@ class AccessLog:
                 if not self._out.put(chunk):
                     return
             except OSError:
-                self.dropped += chunk.count(b"\n")
+                self._failed += chunk.count(b"\n")
             self._size -= len(chunk)
             self._chunks.popleft()
         try:
             self._out.finish()
         except OSError:
-            self.dropped += 1
+            self._failed += 1
 
     def close(self, seconds: float = 0.5) -> None:
         """Write the rest, with a little patience for the reader, and close."""
@@ -172,8 +256,9 @@ class AccessLog:
         while (self._size or not self._finished()) and time.monotonic() < deadline:
             time.sleep(0.005)
             self.flush()
-        self.dropped += sum(chunk.count(b"\n") for chunk in self._chunks)
+        self._failed += sum(chunk.count(b"\n") for chunk in self._chunks)
         self._out.close()
+        self._failed += self._out.lost
         self._out = None
 
     def _finished(self) -> bool:

@@ -27,18 +27,45 @@ import select
 import socket
 import stat
 from collections.abc import Callable
+from typing import Protocol
 
 from l7proxy.errors import StartupError
 
 CHUNK = 4096  # PIPE_BUF on Linux
 
 
+class Out(Protocol):
+    """Where lines go, as the access log sees it. `lost` are lines that are gone without an error.
+
+    `datagrams`: each line is a message of its own, and `frame` puts before it what belongs there.
+    """
+
+    lost: int
+
+    @property
+    def datagrams(self) -> bool:
+        """Whether a chunk is one line."""
+
+    def put(self, chunk: bytes) -> bool:
+        """See `Sink.put`."""
+
+    def finish(self) -> bool:
+        """See `Sink.finish`."""
+
+    def close(self) -> None:
+        """See `Sink.close`."""
+
+
 class Sink:
     """Where lines go. Open it before the fork and before privileges are dropped."""
+
+    datagrams = False
 
     def __init__(
         self, send: Callable[[bytes], int], close: Callable[[], None], *, lock: bool
     ) -> None:
+        self.lost = 0
+        """Lines that were lost without an error; none, here."""
         self._send = send
         self._close = close
         self._lock_fd = os.memfd_create("l7proxy-sink", os.MFD_CLOEXEC) if lock else -1
@@ -71,6 +98,13 @@ class Sink:
     def finish(self) -> bool:
         """Send what is left of a chunk that fitted only in part; True when nothing is left."""
         return not self._rest or self._finish()
+
+    def forget(self) -> int:
+        """Give up what is left of a chunk; how many lines are lost with it."""
+        rest, self._rest = self._rest, b""
+        if rest:
+            self._unlock()
+        return rest.count(b"\n")
 
     def close(self) -> None:
         """Close the descriptors of this process; other workers keep theirs."""
@@ -131,12 +165,17 @@ def open_standard(fd: int) -> Sink:
 
 def open_path(path: str) -> Sink:
     """A sink on a file, which is appended to and made with mode 0640, or on a named pipe."""
+    return open_file(path)[0]
+
+
+def open_file(path: str) -> tuple[Sink, int]:
+    """The same, and the descriptor that the sink owns. Raises StartupError."""
     flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NONBLOCK | os.O_CLOEXEC | os.O_NOCTTY
     try:
         fd = os.open(path, flags, 0o640)
     except OSError as error:
         raise StartupError(f"cannot write to {path}: {_remedy(path, error)}") from error
-    return _file_sink(fd, lock=not stat.S_ISFIFO(os.fstat(fd).st_mode))
+    return _file_sink(fd, lock=not stat.S_ISFIFO(os.fstat(fd).st_mode)), fd
 
 
 def _remedy(path: str, error: OSError) -> str:

@@ -144,6 +144,7 @@ class Accepting:
         """
         worker = self._worker
         old, self.generation = self.generation, new
+        worker.log_as(new.access_log)
         prepare = new.prepare
         for listener, number, row in zip(new.listeners, prepare.sockets, prepare.rows, strict=True):
             before = self._listeners.get(number)

@@ -46,6 +46,17 @@ _ALERTS = {
 }
 
 
+def _named(head: Head, names: frozenset[str]) -> dict[str, str]:
+    """These headers, as latin-1; of one that stands several times all values."""
+    found: dict[str, str] = {}
+    for raw, value in head.headers:
+        name = raw.decode("latin-1")
+        if name in names:
+            text = value.decode("latin-1")
+            found[name] = f"{found[name]}, {text}" if name in found else text
+    return found
+
+
 class Deciding:
     """What is known of a connection's beginning when it is decided about."""
 
@@ -85,6 +96,9 @@ class Deciding:
         front = connection.listener.front
         connection.note_head()
         record.method, record.host, record.path = head.method, head.host, head.path
+        record.query, record.version = head.query, head.version
+        if connection.worker.log_headers:
+            record.headers = _named(head, connection.worker.log_headers)
         peer = connection.client_host  # as a PROXY header said, if there was one
         trusted = self._trusted = not front.knows(peer)
         if not trusted:

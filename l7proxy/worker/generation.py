@@ -11,11 +11,21 @@ from __future__ import annotations
 
 import socket
 from collections.abc import Generator, Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 from l7proxy.access import RouteAccess, has_rules
-from l7proxy.model import Backend, Hello, Limits, Listener, Policy, Protocol, Route, Timeouts
+from l7proxy.model import (
+    AccessLogRules,
+    Backend,
+    Hello,
+    Limits,
+    Listener,
+    Policy,
+    Protocol,
+    Route,
+    Timeouts,
+)
 from l7proxy.net.interception import OwnAddresses
 from l7proxy.net.messages import Prepare
 from l7proxy.routing import Router, compile_slices
@@ -101,6 +111,7 @@ class Generation:
     groups: dict[str, Group]
     accesses: dict[int, RouteAccess]
     fresh: list[Group]
+    access_log: AccessLogRules = field(default_factory=AccessLogRules)
 
     def abandon(self) -> None:
         """It is not going to be used."""
@@ -145,7 +156,9 @@ def building(
         raise
     listeners = tuple(policy.listeners.values())
     routes = list(policy.routes)
-    return Generation(prepare, listeners, routes, routers, fronts, groups, accesses, fresh)
+    return Generation(
+        prepare, listeners, routes, routers, fronts, groups, accesses, fresh, policy.access_log
+    )
 
 
 def bare(backend: Backend) -> Backend:

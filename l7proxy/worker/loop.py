@@ -18,13 +18,15 @@ import signal
 import socket
 import time
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from typing import Protocol
 
 from l7proxy.datapath.relay import Relays
 from l7proxy.errors import Reason
-from l7proxy.model import Backend
+from l7proxy.model import AccessLogRules, Backend
 from l7proxy.net.process import STOP
+from l7proxy.telemetry.accesslog import LIVE
 from l7proxy.telemetry.counters import Counter
 from l7proxy.telemetry.log import event
 from l7proxy.telemetry.meter import Meter
@@ -35,6 +37,7 @@ from l7proxy.worker.farewell import Farewell
 from l7proxy.worker.first import LITTLE
 from l7proxy.worker.groups import Group
 from l7proxy.worker.keeping import Keeping
+from l7proxy.worker.longlived import LongLived
 from l7proxy.worker.reloading import Reloading
 from l7proxy.worker.setup import WorkerSetup
 from l7proxy.worker.spliced import SplicedPair
@@ -43,6 +46,7 @@ from l7proxy.worker.timers import Calendar
 EVENT_BATCH = 512
 SCRATCH = 8 * 1024 * 1024  # bytes; what a receive buffer holds at the most, usually
 FIRST_READ = 64 * 1024  # bytes of one read before the pair is open
+LOG_RETRY = 0.1  # seconds until lines are tried again that nobody took
 GC_THRESHOLD = 50_000  # objects made and not freed, until cycles are looked for
 
 DRAINED = 0
@@ -90,6 +94,8 @@ class Worker:
         self._graves: list[socket.socket] = []
         self._released: list[int] = []
         self._refusals: set[str] = set()
+        self.log_headers: frozenset[str] = frozenset()  # that records of requests are to have
+        self._long_lived = LongLived(self)
         self._farewell = Farewell(self, setup.drain_idle)
         self._stops = 0
         self._dropped = 0
@@ -156,6 +162,7 @@ class Worker:
         self._close_graves()
         self.relays.close()
         self._log.close()
+        self._count_dropped()
         return self._exit
 
     def _count_dropped(self) -> None:
@@ -167,6 +174,9 @@ class Worker:
         if self._graves or self._reloading.busy:
             return 0.0
         due = self.calendar.next()
+        if self._log.pending:  # its reader is slow
+            soon = self.clock() + LOG_RETRY
+            due = soon if due is None else min(due, soon)
         if self._soon:
             retry = min(connection.retry_at for connection in self._soon)
             due = retry if due is None else min(due, retry)
@@ -328,6 +338,31 @@ class Worker:
         self._counters.fail(record.reason)
         self.meter.ended(record)
         self._log.write(record)
+
+    def note_live(self, connection: Connection) -> None:
+        """A connection goes on, and has for long: log it as it is."""
+        assert connection.pair is not None
+        up, down, kernel_up, kernel_down = connection.pair.moved()
+        self._log.write(
+            replace(
+                connection.record,
+                state=LIVE,
+                total_ms=connection.elapsed(),
+                bytes_in=up,
+                bytes_out=down,
+                kernel_in=kernel_up,
+                kernel_out=kernel_down,
+            )
+        )
+
+    def log_as(self, rules: AccessLogRules) -> None:
+        """Write the access log as a policy says."""
+        self.log_headers = self._log.follow(rules)
+        self._long_lived.set(rules.live_every if self._log.is_on else 0.0)
+
+    def reopen_log(self, fd: int) -> None:
+        """The access log's file was rotated: this is the new one."""
+        self._log.take(fd)
 
     def note_refused(self, error: OSError) -> None:
         """The kernel did not take a pair: say so once for each kind of refusal."""

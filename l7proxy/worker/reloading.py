@@ -40,6 +40,7 @@ from l7proxy.net.messages import (
     ResetConnection,
     Resolved,
     Retire,
+    Rotated,
     Sockets,
     Unprepared,
     WasReset,
@@ -176,6 +177,9 @@ class Reloading:
 
     def _hear(self, received: Received) -> None:
         message, fds = received.message, received.fds
+        if isinstance(message, Rotated):
+            self._rotate(fds)
+            return
         if not received.is_whole:
             self._has_lost = True
             while fds:
@@ -211,6 +215,12 @@ class Reloading:
                 self._worker.accepting.retire(message.sockets)
                 self._freeing.extend(self._old)
                 self._old.clear()
+
+    def _rotate(self, fds: list[int]) -> None:
+        if fds:
+            self._worker.reopen_log(fds.pop())
+        else:
+            log.error("the access log goes on in the file that was moved: no descriptor is left")
 
     def _prepare(self, message: Prepare, fds: list[int]) -> None:
         self._forget()

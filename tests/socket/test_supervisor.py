@@ -265,13 +265,13 @@ def test_how_a_worker_died_is_told(caplog: pytest.LogCaptureFixture) -> None:
 
     async def scenario() -> None:
         await until(lambda: supervisor.running == 1)
-        os.kill(supervisor.pids[0], signal.SIGUSR2)
+        os.kill(supervisor.pids[0], signal.SIGVTALRM)
         await until(lambda: supervisor.restarts == 1)
         supervisor.stop()
 
     drive(supervisor, scenario)
     assert "worker ended slot=0" in caplog.text
-    assert "signal=SIGUSR2" in caplog.text
+    assert "signal=SIGVTALRM" in caplog.text
     assert "connections_lost=4" in caplog.text
 
 
@@ -347,7 +347,13 @@ def test_a_worker_starts_with_default_signals_and_leaves_stopping_to_its_parent(
         "stop": True,
         "chld": True,
         "pipe": True,
-        "blocked": [signal.SIGHUP, signal.SIGINT, signal.SIGTERM],
+        "blocked": [
+            signal.SIGHUP,
+            signal.SIGINT,
+            signal.SIGUSR1,
+            signal.SIGUSR2,
+            signal.SIGTERM,
+        ],
         "wakeup": -1,
     }
 

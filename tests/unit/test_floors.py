@@ -26,7 +26,7 @@ FLOORS: tuple[tuple[frozenset[str], ...], ...] = (
         frozenset(
             {"access", "answer", "authority", "budget", "cookies", "filters", "gate", "health"}
         )
-        | frozenset({"ledger", "maglev", "patterns", "proxyproto", "responses"}),
+        | frozenset({"ledger", "logformat", "maglev", "patterns", "proxyproto", "responses"}),
         frozenset({"balance"}),
         frozenset({"clienthello", "forwarded", "routing", "session", "target"}),
         frozenset({"head"}),

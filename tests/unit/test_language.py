@@ -19,6 +19,7 @@ from l7proxy.config.schema import Kinds, ListOf, Made, MapOf, Record, Table, sna
 from l7proxy.config.walker import Walker
 from l7proxy.model import (
     Access,
+    AccessLogRules,
     Address,
     Backend,
     BackendRef,
@@ -320,6 +321,7 @@ EXPECTED = Policy(
         "passthrough": Backend("passthrough", (), original=True),
     },
     source="p.yaml",
+    access_log=AccessLogRules('%h "%r" %[reason]', 0.125, 60.0),
 )
 
 

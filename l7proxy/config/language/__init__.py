@@ -8,6 +8,7 @@ and the policy is made.
 
 from __future__ import annotations
 
+from l7proxy.config.language.accesslog import ACCESS_LOG
 from l7proxy.config.language.backends import BACKEND, backend
 from l7proxy.config.language.common import NAME
 from l7proxy.config.language.drafts import (
@@ -70,6 +71,12 @@ POLICY = Table(
             " whose routes forwards has none.",
             hint="write backends: {app: {endpoints: [127.0.0.1:9000]}}",
         ),
+        "accessLog": Key(
+            ACCESS_LOG,
+            "Which connections get a record in the access log, and what is in it. Where it goes to"
+            " is told with `l7proxy run --access-log`.",
+            default="a JSON object for every connection",
+        ),
     },
 )
 
@@ -88,6 +95,7 @@ def read(walker: Walker, root: Node) -> Draft:
         listeners=None if listeners is None else [listener(walker, *one) for one in listeners],
         routes=None if routes is None else [at.value for at in routes],
         backends=None if backends is None else [backend(walker, *one) for one in backends],
+        access_log=fields.get("accessLog"),
     )
 
 

@@ -11,6 +11,7 @@ from l7proxy.config.nodes import Node
 from l7proxy.config.schema import Fields
 from l7proxy.config.walker import At
 from l7proxy.model import (
+    AccessLogRules,
     Backend,
     BackendRef,
     Endpoint,
@@ -89,3 +90,4 @@ class Draft:
     listeners: list[ListenerDraft] | None
     routes: list[RouteDraft] | None
     backends: list[BackendDraft] | None
+    access_log: AccessLogRules | None = None
