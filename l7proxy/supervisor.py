@@ -63,8 +63,8 @@ class Supervisor:
     `active()` tells how many live now, `present()` how many on each listener, `resets()` how many
     drains have reset. `on_drain()` is called when listeners are to be closed: those that this
     process holds must be then, or clients would go on to connect to a socket that nobody accepts
-    from. `on_hangup()` is what SIGHUP does, `on_rotated()` what SIGUSR1 does. A child inherits what `inherited()` and, of its
-    slot, `bequeathed(slot)` name.
+    from. `on_hangup()` is what SIGHUP does, `on_rotated()` what SIGUSR1 does. A child
+    inherits what `inherited()` and, of its slot, `bequeathed(slot)` name.
     """
 
     def __init__(

@@ -27,12 +27,14 @@ _RECORD = (
     *("time", "listener", "client", "proxy", "route", "backend", "endpoint", "protocol"),
     *("method", "host", "path", "sni", "alpn", "datapath", "status", "overflows"),
     *("head_ms", "dial_ms", "first_byte_ms", "splice_ms"),
+    *("query", "version", "headers"),
 )
 _of_record = attrgetter(*_RECORD)
 _of_connection = attrgetter(
     "early_in", "early_out", "early_answer", "added", "began", "listener.row"
 )
 _LONGEST = 1400  # characters of a path, as in the log: longer ones are kept in part
+_HEADER = 300  # characters of a header's value, for formats that have it
 _encode = JSONEncoder(separators=(",", ":"), check_circular=False).encode
 
 
@@ -58,8 +60,10 @@ class Handed:
             found: dict[str, Any] = dict(zip(_RECORD, values, strict=True))
             self.protocol = found["protocol"] = Protocol(found["protocol"])
             found["alpn"] = tuple(map(str, found["alpn"]))
+            if found["headers"] is not None:
+                found["headers"] = {str(key): str(value) for key, value in found["headers"].items()}
             self.record = Record(worker=slot, **found)
-        except (ValueError, TypeError, KeyError, RecursionError) as error:
+        except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
             raise Unreadable(f"no record: {error}") from error
 
     def write_to(self, connection: Connection) -> None:
@@ -79,8 +83,11 @@ class Handed:
 def pack(connection: Connection) -> str:
     """The record of a connection whose pair is in the kernel."""
     timeouts, record = connection.timeouts, _of_record(connection.record)
-    if len(connection.record.path) > _LONGEST:
+    if len(connection.record.path) + len(connection.record.query or "") > _LONGEST:
         record = tuple(one[:_LONGEST] if isinstance(one, str) else one for one in record)
+    if connection.record.headers:  # the last one of them
+        short = {name: value[:_HEADER] for name, value in connection.record.headers.items()}
+        record = (*record[:-1], short)
     return _encode(
         (
             VERSION,
