@@ -349,6 +349,7 @@ def test_a_life(tmp_path: Path, policy: str, datapath: str) -> None:
             "odd_answers",
             "errors",
             "kernel",
+            "kept",
         }
         assert found["datapath"] == datapath
         assert found["workers"] == {"configured": 2, "running": 2, "restarts": 0}
