@@ -123,6 +123,21 @@ class Manager:
         """The sign of life for the watchdog."""
         return self.tell("WATCHDOG=1", wait=False)
 
+    # ---- another process in our place
+
+    def environment(self) -> dict[str, str]:
+        """For a process that is to take our place: `take` finds the manager in its environment."""
+        if self._sock is None:
+            return {}
+        found = {"NOTIFY_SOCKET": os.fsdecode(self._address).replace("\0", "@", 1)}
+        if self.watchdog is not None:
+            found["WATCHDOG_USEC"] = str(int(self.watchdog * 1e6))
+        return found
+
+    def succeeded(self, pid: int) -> bool:
+        """From now on that process is the service; only what it tells is believed."""
+        return self.tell(f"MAINPID={pid}")
+
     # ---- the store of descriptors
 
     def store(self, name: str, fds: Sequence[int]) -> bool:

@@ -133,6 +133,24 @@ def test_the_watchdog_of_another_process_is_not_ours() -> None:
     assert Manager.take(environment).watchdog is None
 
 
+@pytest.mark.parametrize("name", ["{}/notify", "@l7proxy-test-successor"])
+def test_a_successor_finds_the_same_manager(tmp_path: Path, name: str) -> None:
+    address = name.format(tmp_path)
+    listening = Listening(address)
+    first = Manager.take({"NOTIFY_SOCKET": address, "WATCHDOG_USEC": "3000000"})
+    environment = first.environment()
+    second = Manager.take(environment)
+    assert environment == {}
+    assert second.watchdog == 3.0
+    assert first.succeeded(4711)
+    assert second.ready("up")
+    assert listening.read() == ["MAINPID=4711"]
+    assert listening.read() == ["READY=1", "STATUS=up"]
+    assert Manager().environment() == {}
+    for one in (first, second, listening):
+        one.close()
+
+
 # ---- the store
 
 
