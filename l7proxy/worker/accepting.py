@@ -185,7 +185,8 @@ class Accepting:
             if number not in self._listeners:
                 continue
             listener = self._listeners.pop(number)
-            while not self._stopped and self.accept(listener):
+            # one that was passed goes on to listen: its queue need never be empty
+            while not self._stopped and not listener.passed and self.accept(listener):
                 pass
             self._worker.calendar.cancel(listener)
             self._unwatch(listener)

@@ -5,14 +5,17 @@ from __future__ import annotations
 import signal
 import socket
 import struct
+import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, closing
 from pathlib import Path
 
 import activating
 import pytest
 from activating import Journal, environment, listening
-from proxy import Proxy
+from answering import ask
+from proxy import Proxy, until
 
 from l7proxy.errors import StartupError
 from l7proxy.model import Address, Listener, UnixAddress
@@ -191,4 +194,33 @@ def test_a_socket_that_no_listener_has_is_told(tmp_path: Path) -> None:
         )
         with proxy:
             assert f'no listener of the policy has socket="wbe {address(web)}"' in proxy.log()
+            proxy.stop()
+
+
+def test_a_socket_that_a_reload_leaves_goes_on_to_listen_and_can_come_back(tmp_path: Path) -> None:
+    """Who connects meanwhile waits; a policy that wants it again serves him."""
+    with listening() as web:
+        policy = (
+            f"listeners: {{web: {{address: '{address(web)}'}}}}\n"
+            "routes: [{name: all, respond: {status: 200, body: here}}]\n"
+        )
+        other = policy.replace(str(address(web)), "127.0.0.1:0").replace("web:", "other:")
+        proxy = Proxy(
+            policy,
+            "splice2",
+            entry=activating.ENTRY,
+            environment=environment(["web"], [web]),
+            fds=[web.fileno()],
+        )
+        with proxy:
+            assert ask(web.getsockname()) == "here"
+            proxy.reload(other)
+            until(lambda: "goes on to listen" in proxy.log(), "it is told")
+            time.sleep(1.2)  # workers have closed it
+            with ThreadPoolExecutor(1) as pool:
+                waiting = pool.submit(ask, web.getsockname())
+                time.sleep(0.2)
+                assert not waiting.done()
+                proxy.reload(policy)
+                assert waiting.result(10) == "here"
             proxy.stop()
