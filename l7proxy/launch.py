@@ -308,7 +308,8 @@ async def _serve(
 
     router = Router()
     Operations(supervisor, reloader, inquiry, stats).add_to(router)
-    Scraper(supervisor, reloader, shared, boards, way.splicers, way.datapath, groups).add_to(router)
+    scraped = (supervisor, reloader, shared, boards, way.splicers, way.datapath)
+    Scraper(*scraped, groups, lambda: keeper.total).add_to(router)
     add_page(router)
     admin = Admin(router)
     places = open_places(options.admin, options.admin_token_file)

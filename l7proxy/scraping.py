@@ -63,8 +63,9 @@ class Scraper:
         splicers: Sequence[Splicer],
         datapath: str,
         backends: Callable[[], Mapping[str, Any]],
+        kept: Callable[[], int],
     ) -> None:
-        """`backends` answers with those of `/stats`."""
+        """`backends` answers with those of `/stats`, `kept` with how many pairs are kept."""
         self._supervisor = supervisor
         self._reloader = reloader
         self._shared = shared
@@ -72,6 +73,7 @@ class Scraper:
         self._splicers = splicers
         self._datapath = datapath
         self._backends = backends
+        self._kept = kept
         self._endpoints = Endpoints()
         self._cpu = processes.CpuTimes()
 
@@ -206,6 +208,12 @@ class Scraper:
             "Workers.",
             ("state",),
             [(("configured",), supervisor.configured), (("running",), supervisor.running)],
+        )
+        yield Family(
+            "l7proxy_pairs_kept",
+            Kind.GAUGE,
+            "Spliced pairs that would outlive their worker.",
+            samples=[((), self._kept())],
         )
         yield Family(
             "l7proxy_worker_restarts",

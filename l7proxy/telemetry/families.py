@@ -119,6 +119,11 @@ _TOTALS: tuple[tuple[str, str, Counter], ...] = (
     ),
     ("l7proxy_splices", "Pairs that were put into the kernel.", Counter.SPLICES),
     (
+        "l7proxy_adoptions",
+        "Spliced pairs of a worker that had died, with which another one went on.",
+        Counter.ADOPTED,
+    ),
+    (
         "l7proxy_access_log_dropped",
         "Lines of the access log that were lost, its reader being too slow.",
         Counter.LOG_DROPPED,

@@ -116,6 +116,10 @@ class Meter:
                 words[place] += r.kernel_in
                 words[place + 1] += r.kernel_out
 
+    def ended_unknown(self, reason: Reason) -> None:
+        """A connection is over, and nobody knows what it was."""
+        self._count((ENDED, "", "", "", "", reason._value_))
+
     # ---- how long things took, in milliseconds of a clock that never goes back
 
     def head(self, listener: str, took: float) -> None:

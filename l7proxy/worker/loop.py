@@ -232,6 +232,7 @@ class Worker:
         self.view[Counter.CLOSED] += 1
         self.view[Counter.SPLICES_ENDED] += 1
         self._counters.fail(Reason.NOT_ADOPTED)
+        self.meter.ended_unknown(Reason.NOT_ADOPTED)
 
     def is_full(self, row: int, most: int) -> bool:
         """Whether so many connections, or more, live on the listener with this row."""

@@ -206,6 +206,33 @@ def test_no_counter_goes_back(backend: Backend) -> None:
         assert last["l7proxy_first_byte_duration_seconds_count", "backend", "app"] == 25
 
 
+@pytest.mark.kernel
+def test_a_connection_that_is_adopted_is_one_connection(backend: Backend) -> None:
+    def script(peer: Peer) -> None:
+        peer.send(b"hello").read(1)
+        peer.send(bytes(1000)).rest()
+
+    backend.play(script)
+    with running(backend, "sockmap") as proxy, connect(proxy.address("raw")) as client:
+        client.read(5)
+        until(lambda: Scrape(proxy)["l7proxy_pairs_kept"] == 1, "the pair is kept")
+        before = Scrape(proxy)
+        os.kill(proxy.workers[0], signal.SIGKILL)
+        until(lambda: Scrape(proxy)["l7proxy_adoptions_total"] == 1, "it is adopted")
+        client.send(b".").read(1000)
+        moved = ("l7proxy_transferred_bytes_total", "direction", "from_backend")
+        until(lambda: Scrape(proxy)[moved] == 1005, "bytes show")
+        client.half_close().rest()
+        proxy.settled()
+        after = Scrape(proxy)
+        no_way_back(before, after)
+        assert after["l7proxy_connections_accepted_total"] == 1
+        assert after["l7proxy_connections_ended_total", "route", "stream", "reason", "done"] == 1
+        assert after["l7proxy_connections_lost_total"] == 0
+        assert after["l7proxy_connection_bytes_total", "direction", "from_backend"] == 1005
+        proxy.check_log()
+
+
 def test_a_stopped_worker_does_not_stop_a_scrape(backend: Backend) -> None:
     backend.play(answer)
     with running(backend, workers=2) as proxy:
