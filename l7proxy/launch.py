@@ -400,6 +400,10 @@ def collect(
                 "from_client": shared.total(Counter.RELAYED_CLIENT),
                 "from_backend": shared.total(Counter.RELAYED_BACKEND),
             },
+            "relayed_by_splice2": {
+                "from_client": shared.total(Counter.SPLICE2_CLIENT),
+                "from_backend": shared.total(Counter.SPLICE2_BACKEND),
+            },
         },
         "overflows": shared.total(Counter.OVERFLOWS),
         "odd_answers": shared.total(Counter.ODD_ANSWERS),

@@ -4,7 +4,7 @@ The driver (`worker`) tells what happened and carries out what is ordered. An ev
 table has no row for is a bug of ours and raises `TransitionError`: better one connection reset
 and one line in the log than a pair of sockets in a state that nobody thought of.
 
-    accept -> HEAD -> DIAL -> SEND -> FIRST or ANSWER -> SPLICED or RELAYED -> CLOSED
+    accept -> HEAD -> DIAL -> SEND -> FIRST or ANSWER -> SPLICED <-> RELAYED -> CLOSED
     adopt ----------------------------------------------> SPLICED
                  \\______\\______\\______________\\___________\\-> REPLY -> LINGER -> CLOSED
 
@@ -53,7 +53,9 @@ class Event(StrEnum):
     AWAITED = "awaited"  # the same, and the response's head is to be read before the pair opens
     ANSWER_SEEN = "answer seen"  # it was, and the client has it
     LASTS = "lasts"  # the backend has answered, or much came, and neither end has ended
+    MUCH = "much"  # more than a little comes: the kernel is for what is calm
     BLOCKED = "blocked"  # one end had no room for the first bytes, or has ended: no splice
+    CALM = "calm"  # the relay moves little at a time, and the receivers keep up
     REFUSED = "refused"  # the kernel would not take the pair
     REPLIED = "replied"
     CLIENT_END = "client end"  # EOF of the client where no pair is open
@@ -105,7 +107,9 @@ TABLE: dict[tuple[State, Event], _Row] = {
     (State.DIAL, Event.ABORT): _RESET,
     (State.SEND, Event.SENT): (State.FIRST, (Command.FIRST,)),
     (State.FIRST, Event.LASTS): (State.SPLICED, (Command.OPEN,)),
+    (State.FIRST, Event.MUCH): (State.RELAYED, (Command.RELAY,)),
     (State.FIRST, Event.BLOCKED): (State.RELAYED, (Command.RELAY,)),
+    (State.RELAYED, Event.CALM): (State.SPLICED, (Command.OPEN,)),
     (State.SEND, Event.AWAITED): (State.ANSWER, (Command.READ_ANSWER,)),
     (State.ANSWER, Event.ANSWER_SEEN): (State.SPLICED, (Command.OPEN,)),
     (State.SPLICED, Event.REFUSED): (State.RELAYED, (Command.RELAY,)),

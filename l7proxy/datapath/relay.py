@@ -61,6 +61,11 @@ class Channel(Protocol):
 
     taken: int  # bytes read from the source since the channel was made
     written: int  # bytes written to the sink since the channel was made
+    by_reference: bool  # no byte is copied to user space
+
+    @property
+    def holds(self) -> bool:
+        """Whether bytes were taken that are not written."""
 
     def pump(self) -> Want:
         """Move bytes until one side blocks or the turn is over. Raises SourceBroken, SinkBroken."""
@@ -97,6 +102,7 @@ class CopyChannel:
     """recv into a shared buffer, send from it; what the sink did not take is kept."""
 
     __slots__ = ("_announced", "_buffer", "_held", "_sink", "_source", "taken", "written")
+    by_reference = False
 
     def __init__(self, source: socket.socket, sink: socket.socket, buffer: memoryview) -> None:
         """`buffer` is scratch space that all channels of a thread may share."""
@@ -111,6 +117,11 @@ class CopyChannel:
     def hold(self, data: bytes) -> None:
         """Begin with `data`, which somebody else took from the source. At most one buffer."""
         self._held = data
+
+    @property
+    def holds(self) -> bool:
+        """See `Channel.holds`."""
+        return bool(self._held)
 
     def pump(self) -> Want:
         """See `Channel.pump`."""
@@ -193,6 +204,7 @@ class Splice2Channel:
     """
 
     __slots__ = ("_announced", "_in_pipe", "_pipe", "_pool", "_sink", "_source", "taken", "written")
+    by_reference = True
 
     def __init__(self, source: socket.socket, sink: socket.socket, pool: PipePool) -> None:
         self._source = source
@@ -203,6 +215,11 @@ class Splice2Channel:
         self._announced = Announcement(sink)
         self.taken = 0
         self.written = 0
+
+    @property
+    def holds(self) -> bool:
+        """See `Channel.holds`."""
+        return bool(self._in_pipe)
 
     def pump(self) -> Want:
         """See `Channel.pump`. Raises OSError as well, when no pipe can be had."""

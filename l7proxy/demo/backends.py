@@ -2,7 +2,7 @@
 
 An HTTP backend answers, under any path:
 
-    GET  .../download?bytes=N    N bytes of `pattern`
+    GET  .../download?bytes=N    N bytes of `pattern`; with &rate=R, at R bytes a second
     PUT  .../upload              how many bytes came, and their SHA-256
     GET  with Upgrade: websocket an echo of every message
     anything else                its name, and the request as it arrived
@@ -29,6 +29,7 @@ from l7proxy.model import Address
 
 _CHUNK = 256 * 1024
 _TIMEOUT = 30.0  # seconds that a backend waits for a client of the demo
+_SO_MAX_PACING_RATE = 47  # asm-generic/socket.h; not in Python's socket module
 _FILL = hashlib.shake_128(b"l7proxy demo").digest(_CHUNK - 8)
 
 
@@ -74,7 +75,10 @@ class _Http(BaseHTTPRequestHandler):
         if self.headers.get("Upgrade", "").lower() == "websocket":
             self._echo_messages()
         elif url.path.endswith("/download"):
-            size = int(parse_qs(url.query).get("bytes", ["0"])[0])
+            asked = {name: int(values[0]) for name, values in parse_qs(url.query).items()}
+            if "rate" in asked:  # TCP paces by itself (tcp_internal_pacing)
+                self.connection.setsockopt(socket.SOL_SOCKET, _SO_MAX_PACING_RATE, asked["rate"])
+            size = asked.get("bytes", 0)
             self._head(HTTPStatus.OK, "application/octet-stream", size)
             for chunk in pattern(size):
                 self.wfile.write(chunk)

@@ -25,6 +25,7 @@ from l7proxy.model import (
 from l7proxy.routing import Router, compile_routers
 
 _MIB = 1 << 20
+_NETWORK = 125_000_000  # bytes a second: as from a backend on a network of 1 Gbit/s
 
 
 def http_groups(policy: Policy) -> set[str]:
@@ -79,7 +80,9 @@ def _http(
     ]
     if prefixes:
         (first, up), (last, down) = prefixes[0], prefixes[-1]
-        yield traffic.download(at, f"http://{last}{down}/download", download, scratch)
+        url = f"http://{last}{down}/download"
+        yield traffic.download(at, url, download, scratch, rate=_NETWORK)
+        yield traffic.download(at, url, download, scratch)
         yield traffic.upload(at, f"http://{first}{up}/upload", upload, scratch)
         yield traffic.web_socket(at, last, f"{down}/socket", 8, 4 * _MIB)
 

@@ -116,12 +116,20 @@ def _print_totals(stats: dict[str, Any]) -> None:
     """Who moved the bytes. Raises CheckError when a kernel that could splice moved none."""
     print("\nWho moved the bytes, from /stats\n")
     redirected, relayed = stats["bytes"]["redirected"], stats["bytes"]["relayed"]
-    print(f"  {'':<20} {'kernel':>12} {'user space':>12}")
+    by_reference = stats["bytes"]["relayed_by_splice2"]
+    row = "  {:<20} {:>12} {:>12} {:>12}".format
+    print(row("", "SOCKMAP", "splice(2)", "copied"))
+    ways = {}
     for name, side in (("client -> backend", "from_client"), ("backend -> client", "from_backend")):
-        print(f"  {name:<20} {_size(redirected[side]):>12} {_size(relayed[side]):>12}")
-    kernel, user = sum(redirected.values()), sum(relayed.values())
-    share = f"{100 * kernel / (kernel + user):.2f} % by the kernel" if kernel + user else ""
-    print(f"  {'both':<20} {_size(kernel):>12} {_size(user):>12}   {share}")
+        copied = relayed[side] - by_reference[side]
+        ways[side] = (redirected[side], by_reference[side], copied)
+        print(row(name, *map(_size, ways[side])))
+    kernel, referred, copied = map(sum, zip(*ways.values(), strict=True))
+    print(row("both", *map(_size, (kernel, referred, copied))))
+    if kernel + referred + copied:
+        share = 100 * (kernel + referred) / (kernel + referred + copied)
+        print(f"\n{share:.2f} % never entered user space: the kernel redirects (SOCKMAP) what its")
+        print("receiver keeps up with; what comes faster is moved by splice(2), or copied.")
     if stats["datapath"] == "sockmap" and not kernel:
         raise CheckError("the datapath is sockmap, and the kernel redirected no byte")
     if stats["connections"]["active"]:

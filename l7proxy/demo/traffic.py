@@ -96,15 +96,20 @@ def unparsed(at: Address, url: str, group: str, scratch: Path) -> Result:
     return Result(f"GET {url} over {at}", f"200 by {backend}", reply.port, reply.seconds)
 
 
-def download(at: Address, url: str, size: int, scratch: Path) -> Result:
-    """`size` bytes of the backends' pattern, compared by SHA-256."""
-    reply = _curl(at, f"{url}?bytes={size}", scratch)
+def download(at: Address, url: str, size: int, scratch: Path, rate: int = 0) -> Result:
+    """`size` bytes of the backends' pattern, compared by SHA-256.
+
+    `rate`: bytes per second that the backend sends at most; 0: as fast as it can.
+    """
+    reply = _curl(at, f"{url}?bytes={size}" + (f"&rate={rate}" if rate else ""), scratch)
     _expect(f"status of {url}", reply.status, 200)
     _expect(f"length of {url}", reply.body.stat().st_size, size)
     with reply.body.open("rb") as body:
         found = hashlib.file_digest(body, "sha256").hexdigest()
     _expect(f"SHA-256 of {url}", found, backends.pattern_sha256(size))
-    return Result(f"GET {url}", f"200, {_mib(size)}, SHA-256 ok", reply.port, reply.seconds, size)
+    pace = f" at {rate * 8 / 1e9:g} Gbit/s" if rate else ""
+    answer = f"200, {_mib(size)}{pace}, SHA-256 ok"
+    return Result(f"GET {url}", answer, reply.port, reply.seconds, size)
 
 
 def upload(at: Address, url: str, size: int, scratch: Path) -> Result:

@@ -81,6 +81,8 @@ class Counter(IntEnum):
     ERROR_LOOP = 41
     ADOPTED = 42  # spliced pairs of a worker that had died, gone on with
     ERROR_NOT_ADOPTED = 43
+    SPLICE2_CLIENT = 44  # bytes of RELAYED_CLIENT that splice(2) moved, by reference
+    SPLICE2_BACKEND = 45
 
 
 ERRORS: dict[Reason, Counter] = {

@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from l7proxy.worker.loop import Worker
 
 _CLOSED = State.CLOSED  # a name of the module is read three times as fast as one of an Enum
+_WHOLE = [Flow.USER, Flow.USER]
 KEEPALIVE_AFTER = 30.0  # seconds; shorter connections are not worth the system calls
 
 
@@ -231,13 +232,14 @@ class Connection:
             self.count_early()
         splicer = worker.splicer
         held = self.copied or bool(self.held_answer) or bool(self.held_request)
-        if splicer is None or held or not self.spliceable or self.dialing.is_unix:
+        if splicer is None or held or not self.may_splice:
             self.on(Event.REFUSED)
             return
         try:
             pair = SplicedPair(self, splicer)
         except OSError as error:
             worker.note_refused(error)
+            self.spliceable = False
             if isinstance(error, HalfSpliced):
                 self.splicer_index = error.index
                 self.copied = True
@@ -260,6 +262,16 @@ class Connection:
         self.pair = pair
         worker.spliced[index >> 1] = pair
         self._schedule_check()
+
+    @property
+    def may_splice(self) -> bool:
+        """Whether the kernel may be asked to take the pair, for all that is known of it."""
+        return self.spliceable and self.worker.splicer is not None and not self.dialing.is_unix
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether neither end of the open pair has ended: else the kernel would not take it."""
+        return self.session.flows == _WHOLE
 
     def _relay(self) -> None:
         self.copied |= bool(self.held_answer) or bool(self.held_request)

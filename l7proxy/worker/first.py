@@ -3,7 +3,7 @@
 To splice a pair takes a dozen system calls, to end it another dozen, and a kworker has to send what
 it redirects. For a request and a short answer that is more than all else that a connection costs,
 so a pair is spliced only once it lasts: the backend has answered, has no more for now and was not
-asked to end then; or there is more to move than a little.
+asked to end then. Where there is more to move than a little the relay has it first (`relayed`).
 
 Sockets are watched edge-triggered. epoll(7): "the condition that the read/write I/O space is
 exhausted can also be detected by checking the amount of data read from / written to the target file
@@ -114,8 +114,9 @@ class FirstPair:
             try:
                 n = backend.recv_into(scratch, 0, _DONTWAIT)
             except BlockingIOError:
-                if connection.early_answer and not connection.brief and self._is_whole():
-                    self._lasts()
+                if connection.early_answer and not connection.brief and connection.is_whole:
+                    self._over()
+                    connection.on(Event.LASTS)
                 return
             except OSError:
                 connection.broken(Side.BACKEND)
@@ -152,23 +153,15 @@ class FirstPair:
             self._connection.broken(side)
             return -1
 
-    def _is_whole(self) -> bool:
-        """Whether neither end has ended: else the kernel would not take the pair."""
-        flows = self._connection.session.flows
-        return flows[0] is flows[1]
-
-    def _lasts(self) -> None:
-        self._over()
-        self._connection.on(Event.LASTS)
-
     def _over(self) -> None:
         self._connection.worker.view[Counter.RELAYS_ENDED] += 1
         self._connection.pair = None
 
     def _goes_on(self) -> None:
         """There is more to move than a little."""
-        if self._is_whole():
-            self._lasts()
+        if self._connection.is_whole:
+            self._over()
+            self._connection.on(Event.MUCH)
         else:
             self._blocked()
 

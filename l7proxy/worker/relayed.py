@@ -1,4 +1,10 @@
-"""A pair whose bytes user space moves for its whole life: no kernel for it, or the kernel refused.
+"""A pair whose bytes user space moves: for now, or for its whole life.
+
+For now, while much comes at once: a receiver that is slower than its sender would make the kernel
+pass what it can't redirect, and what it has passed can only be copied (`overflow`). splice(2) moves
+such a stream at two thirds of that cost. So the kernel gets the pair when it is *calm*: a few turns
+in a row have emptied the source and found room for all of it, so the receiver keeps up. For
+its whole life where there is no kernel for it, or the kernel has refused it.
 
 EPOLLHUP cannot be masked and stays while a socket is shut both ways, so open pairs are watched
 edge-triggered. Each edge is followed up until EAGAIN, or until `Want.TURN` asks for another turn.
@@ -12,10 +18,10 @@ from __future__ import annotations
 import select
 from typing import TYPE_CHECKING, Protocol
 
-from l7proxy.datapath.relay import Channel, SinkBroken, SourceBroken, Want
+from l7proxy.datapath.relay import BUFFER, Channel, SinkBroken, SourceBroken, Want
 from l7proxy.errors import Reason
 from l7proxy.model import Datapath, Side
-from l7proxy.session import Flow, FlowEvent
+from l7proxy.session import Event, Flow, FlowEvent
 from l7proxy.telemetry.counters import Counter
 
 if TYPE_CHECKING:
@@ -23,6 +29,12 @@ if TYPE_CHECKING:
 
 RELAYED = (Counter.RELAYED_CLIENT, Counter.RELAYED_BACKEND)
 """The counter of what user space moved, by the side that it came from."""
+
+BY_REFERENCE = (Counter.SPLICE2_CLIENT, Counter.SPLICE2_BACKEND)
+"""The same of what splice(2) moved of it."""
+
+QUIET = BUFFER // 2  # bytes; a turn that moves more, or finds no room, is not calm
+CALM = 8  # calm turns in a row, after which the kernel may have the pair
 
 _MASK = select.EPOLLIN | select.EPOLLPRI | select.EPOLLOUT | select.EPOLLRDHUP | select.EPOLLET
 
@@ -55,10 +67,11 @@ class OpenPair(Protocol):
 
 
 class RelayedPair:
-    """A pair whose bytes user space moves for its whole life."""
+    """A pair whose bytes user space moves, until it is calm where the kernel may have it."""
 
     __slots__ = (
         "_active",
+        "_calm",
         "_channels",
         "_connection",
         "_held",
@@ -91,6 +104,7 @@ class RelayedPair:
         self._wants = [Want.READ, Want.READ]
         self._stuck: list[float | None] = [None, None]  # since when a sink has had no room
         self._active = connection.worker.now
+        self._calm = 0  # turns in a row, of either direction
         connection.watch(client, _MASK)
         connection.watch(backend, _MASK)
 
@@ -115,7 +129,7 @@ class RelayedPair:
 
     def _pump(self, side: Side) -> None:
         connection = self._connection
-        if connection.session.flows[side] is Flow.FINISHED:
+        if connection.pair is not self or connection.session.flows[side] is Flow.FINISHED:
             return
         channel = self._channels[side]
         before = channel.written
@@ -134,10 +148,13 @@ class RelayedPair:
             self._pump(side)
             return
         self._wants[side] = want
-        if channel.written != before:
+        moved = channel.written - before
+        if moved:
             if side and not before and not connection.early_answer:
                 connection.note_first_byte()
-            connection.worker.view[RELAYED[side]] += channel.written - before
+            connection.worker.view[RELAYED[side]] += moved
+            if channel.by_reference:
+                connection.worker.view[BY_REFERENCE[side]] += moved
             self._active = connection.worker.now
             self._stuck[side] = None
         if want is Want.WRITE and self._stuck[side] is None:
@@ -145,10 +162,35 @@ class RelayedPair:
             connection.expect_progress()
         if want is Want.TURN:
             connection.look_again(0.0)
+        elif want is Want.READ and moved <= QUIET:
+            self._note_calm(moved)
+            return
         elif want is Want.END:
             connection.session.on_flow(side, FlowEvent.FIN)
             # every byte was written by this process, in order: nothing is under way
             connection.flow(side, FlowEvent.BALANCED)
+        self._calm = 0
+
+    def _note_calm(self, moved: int) -> None:
+        """A turn found room for all that was there, which was not much."""
+        self._calm += moved > 0
+        if self._calm >= CALM:
+            connection = self._connection
+            held = any(channel.holds for channel in self._channels)
+            if connection.may_splice and connection.is_whole and not held:
+                self._leave_to_kernel()
+
+    def _leave_to_kernel(self) -> None:
+        connection = self._connection
+        up, down = self._channels
+        connection.early_in += up.written
+        connection.early_out += up.written
+        connection.early_answer += down.written - self._held
+        connection.worker.view[Counter.RELAYS_ENDED] += 1
+        self.close()
+        connection.pair = None
+        connection.copied = False
+        connection.on(Event.CALM)
 
     def idle_since(self, _now: float) -> float:
         """See `OpenPair.idle_since`."""

@@ -87,11 +87,14 @@ class Pair(RuleBasedStateMachine):
     @initialize(
         http=st.booleans(),
         awaited=st.booleans(),
+        much=st.booleans(),
         early_in=st.integers(0, 3),
         early_out=st.integers(0, 3),
         added=st.integers(0, 2),
     )
-    def splice(self, http: bool, awaited: bool, early_in: int, early_out: int, added: int) -> None:
+    def splice(
+        self, http: bool, awaited: bool, much: bool, early_in: int, early_out: int, added: int
+    ) -> None:
         self.session = Session()
         self.on(Event.ACCEPTED if http else Event.ACCEPTED_UNREAD)
         if http:
@@ -102,7 +105,9 @@ class Pair(RuleBasedStateMachine):
             assert self.on(Event.ANSWER_SEEN) is Command.OPEN
         else:
             assert self.on(Event.SENT) is Command.FIRST
-            assert self.on(Event.LASTS) is Command.OPEN
+            if much:
+                assert self.on(Event.MUCH) is Command.RELAY
+            assert self.on(Event.CALM if much else Event.LASTS) is Command.OPEN
         # user space may have written more to the client than it had of the backend: a cookie
         answer = Direction(early_out, early_out + added)
         self.directions = (Direction(early_in, early_out), answer)

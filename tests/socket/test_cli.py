@@ -310,8 +310,12 @@ def test_an_address_in_use(tmp_path: Path, policy: str) -> None:
 # ---- running
 
 
-def talk(address: tuple[str, int], data: bytes) -> bytes:
+def talk(address: tuple[str, int], data: bytes, calm: bytes = b"") -> bytes:
+    """What an echo answers to `data`; after an exchange of the few bytes of `calm`."""
     with socket.create_connection(address, 10) as client:
+        client.sendall(calm)
+        while calm:
+            calm = calm.removeprefix(client.recv(len(calm)))
         client.sendall(data)
         client.shutdown(socket.SHUT_WR)
         got = b""
@@ -559,10 +563,10 @@ def test_auto_splices_where_it_can(tmp_path: Path, policy: str) -> None:
     with Running(policy, "--admin", str(admin)) as proxy:
         assert "ready datapath=sockmap workers=2" in proxy.log
         data = os.urandom(300_000)
-        assert talk(proxy.address("raw"), data) == data
+        assert talk(proxy.address("raw"), data, calm=b"hello") == data
         found = settled(admin)
         for side in ("from_client", "from_backend"):
-            assert found["bytes"]["redirected"][side] + found["bytes"]["relayed"][side] == 300_000
+            assert found["bytes"]["redirected"][side] + found["bytes"]["relayed"][side] == 300_005
         assert found["bytes"]["redirected"]["from_backend"] > 0
         proxy.process.send_signal(signal.SIGTERM)
         assert proxy.ended()[0] == 0

@@ -124,6 +124,19 @@ TRANSCRIPTS = {
         >> backend: passed
         == client=kernel backend=finished
     """,
+    "much comes first, and the kernel has it once it is calm": FIRST
+    + """
+        >> much
+        << relay
+        == relayed
+        == client=user backend=user
+        >> calm
+        << open
+        == spliced
+        == client=kernel backend=kernel
+        >> abort
+        << reset
+    """,
     "the kernel takes no pair: relayed to the end": RELAY
     + """
         >> backend: fin
