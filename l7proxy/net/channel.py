@@ -233,6 +233,8 @@ def check_sealed(fd: int) -> None:
 
 def _plain(value: Any) -> Any:
     """A message as JSON knows it: fields by their position."""
+    if type(value) in _SCALARS:
+        return value
     if is_dataclass(value) and not isinstance(value, type):
         return [_plain(getattr(value, field.name)) for field in fields(value)]
     if isinstance(value, tuple | list):
@@ -241,6 +243,8 @@ def _plain(value: Any) -> Any:
         return {key: _plain(item) for key, item in value.items()}
     return value
 
+
+_SCALARS = (str, int, float, bool)
 
 Reader = Callable[[Any], Any]
 

@@ -2,16 +2,16 @@
 
 The kernel has the sockets, TCP's counters, and in the mapped arrays the ledger. What is left is
 constant from the splice on: what was moved before it, and what the log and the counters call the
-connection by. It is written once, as JSON: whoever reads it may be another release, and is no more
-gullible than it has to be. `VERSION` changes with every change of its meaning; what has another one
-is not adopted.
+connection by. It is written once, and for every pair that lasts, so in a form that costs little:
+lines of text, the numbers in the first of them. Whoever reads it may be another release.
+`VERSION` changes with every change of its meaning; what has another one is not adopted.
 """
 
 from __future__ import annotations
 
-from json import JSONEncoder, loads
+from json import dumps, loads
 from operator import attrgetter
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from l7proxy.errors import L7ProxyError
 from l7proxy.model import Protocol, Timeouts
@@ -21,21 +21,20 @@ from l7proxy.telemetry.presence import NOWHERE
 if TYPE_CHECKING:
     from l7proxy.worker.connection import Connection
 
-VERSION = 1
+VERSION = "1"
 
-_RECORD = (
-    *("time", "listener", "client", "proxy", "route", "backend", "endpoint", "protocol"),
-    *("method", "host", "path", "sni", "alpn", "datapath", "status", "overflows"),
-    *("head_ms", "dial_ms", "first_byte_ms", "splice_ms"),
-    *("query", "version", "headers"),
+_TEXTS = (
+    *("listener", "client", "proxy", "route", "backend", "endpoint", "protocol"),
+    *("method", "host", "path", "sni", "datapath", "destination", "version"),
 )
-_of_record = attrgetter(*_RECORD)
-_of_connection = attrgetter(
-    "early_in", "early_out", "early_answer", "added", "began", "listener.row"
-)
-_LONGEST = 1400  # characters of a path, as in the log: longer ones are kept in part
-_HEADER = 300  # characters of a header's value, for formats that have it
-_encode = JSONEncoder(separators=(",", ":"), check_circular=False).encode
+_TIMES = ("head_ms", "dial_ms", "first_byte_ms", "splice_ms")
+_texts = attrgetter(*_TEXTS)
+_times = attrgetter(*_TIMES)
+_counts = attrgetter("early_in", "early_out", "early_answer", "added", "listener.row")
+_timeouts = attrgetter("head", "dial", "idle", "overflow")
+_NUMBERS = "%d %d %d %d %d %d %d %d %.6f %.6f %g %g %g %g".replace(" ", "\t")
+_HEADER = 300  # characters of a header's value
+_PATH = 1400  # characters of a path, as in the log: longer ones are kept in part
 
 
 class Unreadable(L7ProxyError):
@@ -43,28 +42,38 @@ class Unreadable(L7ProxyError):
 
 
 class Handed:
-    """A record that was read: `fields` of the connection, its `timeouts`, and the log's record."""
+    """A record that was read: what the connection was, its `timeouts`, and the log's record."""
 
-    __slots__ = ("brief", "counted", "fields", "protocol", "record", "row", "timeouts", "upgrades")
+    __slots__ = ("_began", "_brief", "_counts", "_upgrades", "counted", "record", "row", "timeouts")
 
     def __init__(self, text: str, slot: int) -> None:
         """Read what `pack` wrote, for the worker in this slot. Raises Unreadable."""
+        version, *lines = text.split("\n")
+        if version != VERSION:
+            raise Unreadable(f"a record of version {version[:20]!r}")
         try:
-            version, *parts = loads(text)
-            if version != VERSION:
-                raise Unreadable(f"a record of version {version!r}")
-            numbers, timeouts, flags, values = parts
-            self.counted, self.brief, self.upgrades = map(bool, flags)
-            *self.fields, self.row = map(_number, numbers)
-            self.timeouts = Timeouts(*map(float, timeouts))
-            found: dict[str, Any] = dict(zip(_RECORD, values, strict=True))
-            self.protocol = found["protocol"] = Protocol(found["protocol"])
-            found["alpn"] = tuple(map(str, found["alpn"]))
-            if found["headers"] is not None:
-                found["headers"] = {str(key): str(value) for key, value in found["headers"].items()}
-            self.record = Record(worker=slot, **found)
-        except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
+            numbers, times, status, alpn, extras, *texts = lines
+            values = numbers.split("\t")
+            *self._counts, self.row, counted, brief, upgrades = map(int, values[:8])
+            self._began, began_at, *timeouts = map(float, values[8:])
+            self.counted, self._brief, self._upgrades = counted > 0, brief > 0, upgrades > 0
+            self.timeouts = Timeouts(*timeouts)
+            self.record = record = Record(began_at, slot, texts[0], texts[1])
+            for name, value in zip(_TEXTS, texts, strict=True):
+                setattr(record, name, value)
+            record.protocol = Protocol(record.protocol)
+            for name, value in zip(_TIMES, times.split("\t"), strict=True):
+                setattr(record, name, float(value) if value else None)
+            record.alpn = tuple(alpn.split("\t")) if alpn else ()
+            record.status = int(status) if status else None
+            record.query, record.headers = loads(extras) if extras else (None, None)
+        except (ValueError, TypeError, IndexError, RecursionError) as error:
             raise Unreadable(f"no record: {error}") from error
+
+    @property
+    def protocol(self) -> Protocol:
+        """What the listener spoke."""
+        return Protocol(self.record.protocol)
 
     def write_to(self, connection: Connection) -> None:
         """Make the connection what it was."""
@@ -73,33 +82,33 @@ class Handed:
             connection.early_out,
             connection.early_answer,
             connection.added,
-            connection.began,
-        ) = self.fields
+        ) = self._counts
+        connection.began = self._began
         connection.timeouts = self.timeouts
-        connection.brief, connection.upgrades = self.brief, self.upgrades
+        connection.brief, connection.upgrades = self._brief, self._upgrades
         connection.record = self.record
 
 
 def pack(connection: Connection) -> str:
     """The record of a connection whose pair is in the kernel."""
-    timeouts, record = connection.timeouts, _of_record(connection.record)
-    if len(connection.record.path) + len(connection.record.query or "") > _LONGEST:
-        record = tuple(one[:_LONGEST] if isinstance(one, str) else one for one in record)
-    if connection.record.headers:  # the last one of them
-        short = {name: value[:_HEADER] for name, value in connection.record.headers.items()}
-        record = (*record[:-1], short)
-    return _encode(
-        (
-            VERSION,
-            _of_connection(connection),
-            (timeouts.head, timeouts.dial, timeouts.idle, timeouts.overflow),
-            (connection.presence != NOWHERE, connection.brief, connection.upgrades),
-            record,
-        )
+    record = connection.record
+    numbers = _NUMBERS % (
+        *_counts(connection),
+        connection.presence != NOWHERE,
+        connection.brief,
+        connection.upgrades,
+        connection.began,
+        record.time,
+        *_timeouts(connection.timeouts),
     )
-
-
-def _number(value: Any) -> Any:
-    if type(value) not in (int, float) or value < 0:
-        raise TypeError("no number")
-    return value
+    texts = _texts(record)
+    if len(record.path) > _PATH:
+        texts = tuple(one[:_PATH] for one in texts)
+    times = "\t".join(["" if one is None else f"{one:.3f}" for one in _times(record)])
+    status = "" if record.status is None else str(record.status)
+    alpn, extras = "\t".join(record.alpn), ""
+    if record.query is not None or record.headers is not None:  # for formats that have them
+        query = None if record.query is None else record.query[:_PATH]
+        headers = {name: value[:_HEADER] for name, value in (record.headers or {}).items()}
+        extras = dumps((query, headers if record.headers is not None else None))
+    return "\n".join((VERSION, numbers, times, status, alpn, extras, *texts))
