@@ -245,6 +245,7 @@ def run(options: Options) -> int:
             f"{shared.active()} connections, {shared.spliced()} spliced; policy"
             f" {reloader.serving.number}, {way.datapath}"
         ),
+        lambda: supervisor.draining,
     )
     reloader.on_request = managing.reloading
     backends = Backends(health.slot(workers + 1))

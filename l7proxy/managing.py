@@ -21,13 +21,18 @@ MORE_TIME = 20.0  # seconds that a drain asks for, every period
 
 
 class Managing:
-    """What the manager is told in the life of one l7proxy; `state()` is one line about it."""
+    """What the manager is told in the life of one l7proxy.
 
-    def __init__(self, manager: Manager, state: Callable[[], str]) -> None:
+    `state()` is one line about it, `ending()` whether it was asked to end.
+    """
+
+    def __init__(
+        self, manager: Manager, state: Callable[[], str], ending: Callable[[], bool]
+    ) -> None:
         self._manager = manager
         self._state = state
+        self._ending = ending
         self._reloads = 0
-        self._draining = False
         self._trouble = ""
 
     def ready(self) -> None:
@@ -45,12 +50,11 @@ class Managing:
         if not outcome.cancelled():
             told = outcome.result()
             self._trouble = "" if told.ok else f"the last policy was refused ({told.errors} errors)"
-        if not self._reloads and not self._draining:
+        if not self._reloads and not self._ending():
             self.ready()
 
     def stopping(self) -> None:
-        """The drain has begun."""
-        self._draining = True
+        """The drain has begun. Before that, `beat` says that it is asked to end."""
         self._manager.stopping(self._line(), MORE_TIME)
 
     async def beat(self) -> None:
@@ -69,7 +73,7 @@ class Managing:
                 continue
             waited = 0.0
             line = self._line()
-            if self._draining:
+            if self._ending():
                 self._manager.stopping(line, MORE_TIME)
             elif line != told and not self._reloads:
                 self._manager.status(line)
@@ -77,4 +81,4 @@ class Managing:
 
     def _line(self) -> str:
         parts = [self._state()] + ([self._trouble] if self._trouble else [])
-        return ("draining: " if self._draining else "") + "; ".join(parts)
+        return ("draining: " if self._ending() else "") + "; ".join(parts)
