@@ -8,10 +8,10 @@ import sys
 from collections.abc import Callable, Sequence
 
 from l7proxy import __version__
-from l7proxy.commands import check, diff, doctor, explain, health, reload, run, schema, top
+from l7proxy.commands import check, diff, doctor, explain, health, reload, run, schema, sidecar, top
 from l7proxy.errors import L7ProxyError
 
-_VERBS = (run, reload, top, health, check, explain, diff, schema, doctor)
+_VERBS = (run, reload, top, health, check, explain, diff, schema, doctor, sidecar)
 
 _ABOUT = """\
 l7proxy is a layer-7 TCP proxy. It reads the first request of a connection, decides from a policy
@@ -26,6 +26,7 @@ examples:
   sudo l7proxy run policy.yaml               run it (root loads the BPF program; workers are nobody)
   l7proxy run policy.yaml --datapath splice2 run it without BPF, as any user
   l7proxy top                                what does it do now?
+  l7proxy sidecar enable policy.yaml         bring this namespace's connections to it
   l7proxy doctor                             can the kernel splice here, and if not, why?
 """
 

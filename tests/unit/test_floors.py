@@ -39,7 +39,7 @@ FLOORS: tuple[tuple[frozenset[str], ...], ...] = (
         frozenset({"managing", "operations"}),
     ),
     (
-        frozenset({"doctor", "demo", "probing", "top", "scraping"}),
+        frozenset({"doctor", "demo", "probing", "top", "scraping", "sidecar"}),
         frozenset({"launch"}),
         frozenset({"commands"}),
         frozenset({"cli"}),
