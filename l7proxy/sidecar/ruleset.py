@@ -169,15 +169,14 @@ def _marks(plan: Plan) -> Iterator[str]:
     for way, takings in ((Way.OUTBOUND, outbound), (Way.INBOUND, inbound)):
         for one in takings:
             rules = [*_exceptions(one, way, users=False)]
-            rules += [f"meta l4proto tcp counter {to} {mark} accept" for to in _assign(one)]
+            rules.append(
+                f"{_family(one)}meta l4proto tcp counter tproxy {_target(one)} {mark} accept"
+            )
             yield _chain(_name(way, "tproxy", one), rules)
 
 
-def _assign(one: Taking) -> Iterator[str]:
-    if not one.host and one.ipv4 and one.ipv6:
-        yield f"tproxy to :{one.port}"
-    elif one.ipv4:
-        yield f"meta nfproto ipv4 tproxy ip to {one.host}:{one.port}"
-    else:
-        host = f"[{one.host}]" if one.host else ""
-        yield f"meta nfproto ipv6 tproxy ip6 to {host}:{one.port}"
+def _target(one: Taking) -> str:
+    if one.ipv4 and one.ipv6:
+        return f"to :{one.port}"
+    host = f"[{one.host}]" if one.ipv6 and one.host else one.host
+    return f"{'ip' if one.ipv4 else 'ip6'} to {host}:{one.port}"
