@@ -32,7 +32,7 @@ set -e
 mount --make-rprivate /
 mount --bind /proc/sys /proc/sys
 mount -o remount,ro,bind /proc/sys
-cp -r /etc "$BOOTED/etc"
+cp -a /etc "$BOOTED/etc"
 mkdir -p "$BOOTED/etc/l7proxy"
 mount --bind "$BOOTED/etc" /etc
 mount -t tmpfs tmpfs /opt
@@ -174,6 +174,13 @@ def why_not() -> str:
     """Why it cannot be tried here; empty if it can."""
     if os.geteuid() != 0:
         return "only root can make the namespaces"
+    for place in (
+        ROOT / "l7proxy",
+        ROOT / "l7proxy" / "cli.py",
+        Path(sysconfig.get_path("platlib")),
+    ):
+        if not place.stat().st_mode & 0o004:  # the service's own user reads them
+            return f"others may not read {place}"
     for program in (SYSTEMD, PYTHON):
         if not program.exists():
             return f"there is no {program}"
