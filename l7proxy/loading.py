@@ -13,13 +13,14 @@ import os
 import signal
 import socket
 import time
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
 from l7proxy import config as policies
 from l7proxy.config import Problem, Report
 from l7proxy.net import bundle, channel, process
-from l7proxy.net.channel import Channel, ChannelBroken, ChannelClosed
+from l7proxy.net.channel import Channel, ChannelBroken, ChannelClosed, Received
 
 SECONDS = 120.0  # a policy that takes longer to check is refused
 MOST_PROBLEMS = 100  # that are told one by one; the text has all of them
@@ -54,25 +55,38 @@ def load(path: str) -> Result:
 
 async def load_aside(path: str) -> Result:
     """Check the policy in a child. A child that cannot say what it found is a failure as well."""
-    ours, theirs = channel.pair()
-    end = Channel(ours, (Loaded,), fds=2)
-    child = 0
     began = time.monotonic()
     try:
-        with theirs:
-            number = theirs.fileno()
-            child = process.fork(lambda: _child(path, number), frozenset({0, 1, 2, number}))
-        async with asyncio.timeout(SECONDS):
-            while True:
-                await _readable(end)
-                for received in end.receive():
-                    return _result(received.message, received.fds)
+        received = await aside(lambda number: _child(path, number), Loaded, seconds=SECONDS)
+        return _result(received.message, received.fds)
     except TimeoutError:
         return failure(f"checking took more than {time.monotonic() - began:.0f} s")
     except ChannelClosed:
         return failure("the process that checked it ended early; the log says why")
     except (ChannelBroken, OSError) as error:
         return failure(f"it could not be checked: {error}")
+
+
+async def aside(
+    body: Callable[[int], int], accepts: type, *, seconds: float, keep: Iterable[int] = ()
+) -> Received:
+    """Run `body(control_fd)` in a child, and wait for the one message that it sends.
+
+    The child has the descriptors in `keep`, and no others of this process. Raises TimeoutError,
+    ChannelClosed when it ends without a message, ChannelBroken, OSError.
+    """
+    ours, theirs = channel.pair()
+    end = Channel(ours, (accepts,), fds=2)
+    child = 0
+    try:
+        with theirs:
+            number = theirs.fileno()
+            child = process.fork(lambda: body(number), frozenset({0, 1, 2, number, *keep}))
+        async with asyncio.timeout(seconds):
+            while True:
+                await _readable(end)
+                for received in end.receive():
+                    return received
     finally:
         end.close()
         if child:

@@ -12,6 +12,7 @@ from typing import Any
 from l7proxy.admin import Answer, Problem, Request, Router, json_answer
 from l7proxy.inquiry import FILTERS, SORTS, WORDS, Inquiry, Unanswered, told
 from l7proxy.reload import Reloader
+from l7proxy.showing import Shower, Unshown
 from l7proxy.supervisor import Supervisor
 from l7proxy.telemetry import log as operational
 from l7proxy.telemetry.log import event
@@ -40,6 +41,7 @@ class Operations:
         self._reloader = reloader
         self._inquiry = inquiry
         self._stats = stats
+        self._shower = Shower()
 
     def add_to(self, router: Router) -> None:
         """Put all paths into the router."""
@@ -48,6 +50,7 @@ class Operations:
         router.add("GET", "/stats", self._get_stats)
         router.add("GET", "/connections", self._connections)
         router.add("DELETE", "/connections/{id}", self._reset, body=_BODY)
+        router.add("GET", "/policy", self._policy)
         router.add("GET", "/loglevel", self._level)
         router.add("POST", "/loglevel", self._set_level, body=_BODY)
         router.add("POST", "/reload", self._reload, body=_BODY)
@@ -105,6 +108,15 @@ class Operations:
             raise Problem(404, f"there is no connection {name}")
         log.info(event("connection reset", id=name, why="asked for"))
         return Answer(204)
+
+    # ---- the policy
+
+    async def _policy(self, _request: Request) -> Answer:
+        try:
+            shown = await self._shower.show(self._reloader.serving, self._reloader.path)
+        except Unshown as error:
+            raise Problem(503, str(error)) from None
+        return Answer(200, shown, "application/json")
 
     # ---- the log
 

@@ -30,9 +30,9 @@ _TEXTS = (
 _TIMES = ("head_ms", "dial_ms", "first_byte_ms", "splice_ms")
 _texts = attrgetter(*_TEXTS)
 _times = attrgetter(*_TIMES)
-_counts = attrgetter("early_in", "early_out", "early_answer", "added", "listener.row")
+_counts = attrgetter("early_in", "early_out", "early_answer", "added", "number", "listener.row")
 _timeouts = attrgetter("head", "dial", "idle", "overflow")
-_NUMBERS = "%d %d %d %d %d %d %d %d %.6f %.6f %g %g %g %g".replace(" ", "\t")
+_NUMBERS = "%d %d %d %d %d %d %d %d %d %.6f %.6f %g %g %g %g".replace(" ", "\t")
 _HEADER = 300  # characters of a header's value
 _PATH = 1400  # characters of a path, as in the log: longer ones are kept in part
 
@@ -54,8 +54,8 @@ class Handed:
         try:
             numbers, times, status, alpn, extras, *texts = lines
             values = numbers.split("\t")
-            *self._counts, self.row, counted, brief, upgrades = map(int, values[:8])
-            self._began, began_at, *timeouts = map(float, values[8:])
+            *self._counts, self.row, counted, brief, upgrades = map(int, values[:9])
+            self._began, began_at, *timeouts = map(float, values[9:])
             self.counted, self._brief, self._upgrades = counted > 0, brief > 0, upgrades > 0
             self.timeouts = Timeouts(*timeouts)
             self.record = record = Record(began_at, slot, texts[0], texts[1])
@@ -82,6 +82,7 @@ class Handed:
             connection.early_out,
             connection.early_answer,
             connection.added,
+            connection.number,
         ) = self._counts
         connection.began = self._began
         connection.timeouts = self.timeouts

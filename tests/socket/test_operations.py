@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
@@ -10,6 +11,7 @@ import pytest
 from peers import Backend, Peer, connect
 from proxy import Proxy, until
 
+from l7proxy.config import check_text
 from l7proxy.net.messages import ConnectionRow
 
 pytestmark = pytest.mark.net
@@ -215,3 +217,70 @@ def test_the_level_of_the_log_is_changed_everywhere(proxy: Proxy, backend: Backe
         status, problem = proxy.ask("POST", "/loglevel", wrong)
         assert status == 400
         assert problem["title"] == "Bad Request"
+
+
+# ---- the policy
+
+PARTS = {
+    "a.yaml": """\
+listeners:
+  web: {address: "127.0.0.1:${PORT:-0}"}
+  db: {address: 127.0.0.1:0, protocol: TCP}
+routes:
+  - name: home
+    listeners: [web]
+    redirect: {path: /new}
+""",
+    "b.yaml": """\
+backends: {app: {endpoints: ["127.0.0.1:9"]}}
+routes:
+  - {name: app, hostnames: [app.test], backendRefs: [{name: app}]}
+  - {name: database, listeners: [db], backendRefs: [{name: app}], splice: never}
+""",
+}
+
+
+def test_the_policy_in_force_with_the_place_of_everything(tmp_path: Path) -> None:
+    for name, text in PARTS.items():
+        (tmp_path / name).write_text(text)
+    a, b = (str(tmp_path / name) for name in PARTS)
+    with Proxy("", "copy", path=tmp_path) as proxy:
+        status, found = proxy.ask("GET", "/policy")
+        assert status == 200
+        assert (found["generation"], found["source"]) == (1, str(tmp_path))
+        assert check_text(found["policy"]).policy is not None
+        assert 'address: "127.0.0.1:0"' in found["policy"]
+        assert found["listeners"] == [
+            {"name": "web", "file": a, "line": 2},
+            {"name": "db", "file": a, "line": 3},
+        ]
+        assert found["backends"] == [{"name": "app", "file": b, "line": 1}]
+        home, app, database = found["routes"]
+        assert home == {
+            "name": "home",
+            "file": a,
+            "line": 5,
+            "does": "redirect",
+            "backends": [],
+            "hostnames": [],
+            "listeners": ["web"],
+            "splice": None,
+            "why": None,
+            "choices": [],
+        }
+        assert (app["file"], app["line"], app["hostnames"]) == (b, 3, ["app.test"])
+        assert [one["listener"] for one in app["choices"]] == app["listeners"]
+        assert "web" in app["listeners"]
+        assert app["splice"] == "request"
+        assert app["why"].startswith("later requests of a connection may match")
+        assert (database["splice"], database["why"]) == ("never", "the route says so")
+        assert proxy.ask("GET", "/policy") == (status, found)
+
+        (tmp_path / "b.yaml").write_text(PARTS["b.yaml"].replace("app.test", "other.test"))
+        proxy.reload()
+        found = proxy.ask("GET", "/policy")[1]
+        assert (found["generation"], found["routes"][1]["hostnames"]) == (2, ["other.test"])
+        (tmp_path / "b.yaml").write_text("routes: 7\n")
+        proxy.reload(ok=False)
+        assert proxy.ask("GET", "/policy")[1]["generation"] == 2
+        proxy.stop()

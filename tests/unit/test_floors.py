@@ -35,7 +35,7 @@ FLOORS: tuple[tuple[frozenset[str], ...], ...] = (
     (
         frozenset({"child", "draining", "keeper"}),
         frozenset({"worker", "supervisor", "prober", "admin", "loading", "serving", "watching"}),
-        frozenset({"inquiry", "reload"}),
+        frozenset({"inquiry", "reload", "showing"}),
         frozenset({"managing", "operations"}),
     ),
     (
