@@ -408,6 +408,7 @@ def collect(
         },
         "overflows": shared.total(Counter.OVERFLOWS),
         "odd_answers": shared.total(Counter.ODD_ANSWERS),
+        "access_log_dropped": shared.total(Counter.LOG_DROPPED),
         "errors": shared.errors(),
         "kernel": {name: moved(name) for name in ("passed", "trims", "trimmed_bytes", "drops")},
     }

@@ -23,6 +23,8 @@ pytestmark = pytest.mark.net
 
 REQUEST = b'GET /a?b=c HTTP/1.1\r\nHost: app.test\r\nUser-Agent: a "b"\r\n\r\n'
 ANSWER = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok"
+FORWARDED = "splice: connection, backendRefs: [{name: app}]}"
+ANSWERED = "respond: {status: 200}}"
 POLICY = """\
 listeners:
   web: {{address: 127.0.0.1:0}}
@@ -186,6 +188,38 @@ def test_syslog(own_backend: Backend, folder: Path) -> None:
                 client.send(b"GET / HTTP/1.1\r\nbad header\r\n\r\n").rest()
             assert daemon.recv(9000).decode().startswith("<156>"), "an error is a warning"
             proxy.stop()
+
+
+def test_what_nobody_reads_is_counted_and_stops_nobody(own_backend: Backend, folder: Path) -> None:
+    """A pipe whose reader sleeps: the first lines wait for it, the others are dropped."""
+    os.mkfifo(folder / "pipe")
+    reader = os.open(folder / "pipe", os.O_RDONLY | os.O_NONBLOCK)
+    os.chmod(folder / "pipe", 0o666)
+    text = policy(own_backend, "{format: json}").replace(FORWARDED, ANSWERED, 1)
+    with Proxy(text, "copy", options=[f"--access-log={folder / 'pipe'}"]) as proxy:
+        asked = 0
+        while not proxy.stats()["access_log_dropped"]:
+            assert asked < 5000
+            for _ in range(200):
+                with connect(proxy.address("web")) as client:
+                    client.send(REQUEST).rest()
+            asked += 200
+        dropped = proxy.stats()["access_log_dropped"]
+        got = b""
+
+        def read() -> bool:
+            nonlocal got
+            with contextlib.suppress(BlockingIOError):
+                while data := os.read(reader, 1 << 16):
+                    got += data
+            return got.count(b"\n") == asked - dropped
+
+        until(read, "what was kept is written once somebody reads")
+        assert [json.loads(line)["reason"] for line in got.splitlines()] == ["local_reply"] * (
+            asked - dropped
+        )
+        proxy.stop()
+    os.close(reader)
 
 
 def test_of_many_a_share(own_backend: Backend) -> None:

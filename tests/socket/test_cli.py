@@ -351,6 +351,7 @@ def test_a_life(tmp_path: Path, policy: str, datapath: str) -> None:
             "bytes",
             "overflows",
             "odd_answers",
+            "access_log_dropped",
             "errors",
             "kernel",
             "kept",
