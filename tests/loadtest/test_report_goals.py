@@ -150,6 +150,21 @@ def test_markdown_says_the_numbers_the_reasons_and_nothing_twice():
     assert "kernel log: \\<nf\\_conntrack>: table full, dropping packet" in invalid
 
 
+def test_scaling_stands_together_by_contender():
+    found = made.made(rounds=3)
+    text = report.markdown(found).partition("## Scaling with workers")[2].partition("\n## ")[0]
+    rows = [[c.strip() for c in line.split("|")] for line in text.splitlines() if "|" in line][2:]
+    told = [(row[1], row[2]) for row in rows]
+    scaled = ["direct", "l7proxy-sockmap", "l7proxy-tcp", "haproxy-tcp"]
+    assert told == [(name, n) for name in scaled for n in ("1", "2", "4")]
+    assert {row[4].split()[0] for row in rows if row[2] == "1"} == {"1.00"}
+    alone = [workload for workload in found.workloads if workload.name != "connect-w4"]
+    alone = [workload for workload in alone if workload.name != "connect-w2"]
+    single = Results(found.head, found.contenders, alone, found.samples)
+    assert "Scaling" not in report.markdown(single)
+    assert report.html(found).count("<h2>Scaling with workers</h2>") == 1
+
+
 def test_rows_of_a_table_have_as_many_cells_as_its_head():
     for block in report.markdown(made.made(rounds=1)).split("\n\n"):
         if block.startswith("|"):

@@ -143,3 +143,15 @@ def test_a_series_has_at_each_time_the_median_of_what_each_round_read_last():
         (1.0, 5.0, 20.0),
         (2.0, 6.0, 30.0),
     ]
+
+
+def test_growth_is_within_a_round_too():
+    one, two = Where("connect-w1", "saturation"), Where("connect-w2", "saturation")
+    samples = [
+        Sample(f"connect-w{workers}", "ours", number, "saturation", [], {"rate": rate})
+        for workers, rates in ((1, (10.0, 20.0, 40.0)), (2, (15.0, 40.0, 40.0)))
+        for number, rate in enumerate(rates)
+    ]
+    statistics = Statistics(results(samples))
+    assert statistics.growth(two, one, "ours", "rate") == Spread(1.5, 1.0, 2.0, 3)
+    assert statistics.growth(one, one, "ours", "rate") == Spread(1.0, 1.0, 1.0, 3)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator, Mapping
 
 from loadtest.results import SATURATION, WorkloadInfo
@@ -12,6 +11,7 @@ from .columns import MIB, plural
 from .curves import Curves
 from .figures import Figure, Group, rounds
 from .numbers import MICRO, number, short
+from .scaling import CAPTION, TITLE, Steps, families, workers
 from .statistics import Statistics, Where
 from .style import Style
 from .tables import NOTHING, Cell, Row, Table
@@ -37,47 +37,37 @@ class Courses:
             )
 
     def scaling(self) -> Iterator[Group]:
-        """The same with more workers, where a run has workloads named so (connect-w1, -w2, ...)."""
-        families: dict[str, list[tuple[int, WorkloadInfo]]] = {}
-        for workload in self._statistics.results.workloads:
-            if found := re.fullmatch(r"(.+)-w(\d+)", workload.name):
-                families.setdefault(found[1], []).append((int(found[2]), workload))
+        """See `scaling`."""
         figures = [
             figure
-            for steps in families.values()
-            if len(steps) > 1
+            for steps in families(self._statistics.results)
             for key in ("rate", "cpu_us")
             if (figure := self._scaling(steps, key)) is not None
         ]
         if figures:
-            yield Group(
-                "scaling",
-                "Scaling with workers",
-                "At saturation, medians of the rounds.",
-                figures,
-            )
+            yield Group("scaling", TITLE, CAPTION, figures)
 
-    def _scaling(self, steps: list[tuple[int, WorkloadInfo]], key: str) -> Figure | None:
+    def _scaling(self, steps: Steps, key: str) -> Figure | None:
         unit = steps[0][1].unit
         title = f"{plural(unit)}/s" if key == "rate" else f"machine CPU, {MICRO}s/{unit}"
         lines, rows = [], []
         for name in self._statistics.names:
             points, cells = [], [Cell(name)]
-            for workers, workload in steps:
+            for number_of, workload in steps:
                 where = Where(workload.name, SATURATION)
                 found = self._statistics.spread(where, name, key)
                 if found is None:
                     cells.append(Cell(NOTHING))
                     continue
-                told = f"{number(found.median)} {title} with {workers}, {rounds(found, number)}"
-                points.append(Point(workers, found.median, told))
+                told = f"{number(found.median)} {title} with {number_of}, {rounds(found, number)}"
+                points.append(Point(number_of, found.median, told))
                 cells.append(Cell(number(found.median), "", found.median))
             if points:
                 lines.append(Line(self._styles[name], points))
                 rows.append(Row(cells, name))
         if not lines:
             return None
-        counts = [workers for workers, _ in steps]
+        counts = [number_of for number_of, _ in steps]
         most = max(point.y for line in lines for point in line.points)
         chart = Lines(
             f"Scaling with workers: {title}",
@@ -86,7 +76,7 @@ class Courses:
             from_zero(title, most),
             lines,
         )
-        head = ["contender", *(f"{n} workers" if n > 1 else "1 worker" for n in counts)]
+        head = ["contender", *(workers(n) for n in counts)]
         return Figure(chart, title, Table(chart.title, head, rows))
 
     def _memory(self, workload: WorkloadInfo) -> list[Figure]:

@@ -9,6 +9,7 @@ from xml.etree.ElementTree import Element
 
 from loadtest.results import Results
 
+from . import scaling
 from .bars import Overview
 from .charts import Bars, draw
 from .courses import Courses
@@ -93,6 +94,9 @@ class _Page:
         for group in self._overview():
             section = _section(group.key, group.title)
             add(section, self._figures(group))
+            if group.title == scaling.TITLE:
+                tables = scaling.scaling_tables(self._statistics)
+                add(section, *(node("div", self._table(one), class_="scroll") for one in tables))
             yield section
         for one in found:
             yield self._workload(one)

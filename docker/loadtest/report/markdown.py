@@ -6,6 +6,7 @@ from collections.abc import Iterator
 
 from loadtest.results import Results
 
+from . import scaling
 from .statistics import Statistics
 from .tables import (
     READING,
@@ -32,6 +33,12 @@ def _parts(results: Results) -> Iterator[str]:
     if (goals := goal_table(results)) is not None:
         yield "## Goals"
         yield table(goals)
+    if scaled := list(scaling.scaling_tables(statistics)):
+        yield f"## {scaling.TITLE}"
+        yield scaling.CAPTION
+        for one in scaled:
+            yield f"{one.caption}:"
+            yield table(one)
     for section in sections(statistics):
         yield f"## {_escape(section.workload.title)}"
         yield f"`{section.workload.name}`"

@@ -115,6 +115,10 @@ class Statistics:
         """
         return _ratios(self.values(where, contender, key), self.values(where, base, key))
 
+    def growth(self, where: Where, base: Where, contender: str, key: str) -> Spread | None:
+        """A contender there / the same one at `base`, within each round that has both."""
+        return _ratios(self.values(where, contender, key), self.values(base, contender, key))
+
     def ratio_to_best(
         self, where: Where, contender: str, key: str, better: Better
     ) -> Spread | None:

@@ -84,9 +84,9 @@ def _figures(statistics: Statistics, workload: WorkloadInfo, load: str | None) -
     for name in names:
         cells = [Cell(name)]
         for column in shown:
-            cells.append(_cell(statistics.spread(where, name, column.key), column.scale))
+            cells.append(cell(statistics.spread(where, name, column.key), column.scale))
             cells += _ratios(statistics, where, name, column, direct)
-        rows.append(Row([*cells, _count(statistics, where, name)], name))
+        rows.append(Row([*cells, count(statistics, where, name)], name))
     caption = "At saturation" if load == SATURATION else "At a fixed rate"
     if workload.kind == "memory":
         caption = "Peaks of the memory while readers are slow"
@@ -116,13 +116,14 @@ def _latency(statistics: Statistics, workload: WorkloadInfo, loads: Sequence[str
         where = Where(workload.name, load)
         for name in statistics.contenders(where):
             cells = [Cell(name), Cell(f"{load} %")]
-            cells += [_cell(statistics.spread(where, name, c.key), c.scale) for c in shown]
-            rows.append(Row([*cells, _count(statistics, where, name)], name))
+            cells += [cell(statistics.spread(where, name, c.key), c.scale) for c in shown]
+            rows.append(Row([*cells, count(statistics, where, name)], name))
     head = ["contender", "of its knee", *(column.title for column in shown), "valid"]
     return Table("Open loop: latency from the time a request was due", head, rows, words=2)
 
 
-def _cell(spread: Spread | None, scale: float = 1.0) -> Cell:
+def cell(spread: Spread | None, scale: float = 1.0) -> Cell:
+    """Of a figure."""
     if spread is None:
         return Cell(NOTHING)
     scaled = Spread(spread.median * scale, spread.low * scale, spread.high * scale, spread.count)
@@ -136,7 +137,8 @@ def factor(spread: Spread | None) -> Cell:
     return Cell(ratio(spread.median), span(spread, factor=True), spread.median)
 
 
-def _count(statistics: Statistics, where: Where, name: str) -> Cell:
+def count(statistics: Statistics, where: Where, name: str) -> Cell:
+    """How many of its samples count, of those that were taken."""
     return Cell(f"{len(statistics.valid(where, name))}/{len(statistics.taken(where, name))}")
 
 
@@ -153,7 +155,7 @@ def _goal(outcome: Outcome) -> Iterator[Cell]:
     goal = outcome.goal
     yield Cell(f"{goal.text} ({outcome.note})" if outcome.note else goal.text)
     yield Cell(goal.asked)
-    yield _cell(outcome.got) if goal.base is None else factor(outcome.got)
+    yield cell(outcome.got) if goal.base is None else factor(outcome.got)
     yield Cell("met" if outcome.met else "not met")
 
 
@@ -203,7 +205,7 @@ def facts(results: Results) -> list[tuple[str, str]]:
         ("memory", f"{number(head.memory / 1024 / 1024)} GiB"),
         ("network", head.network),
         ("settings", head.settings),
-        ("workers of each proxy", str(head.workers)),
+        ("workers of each proxy", f"{head.workers}, where a workload has no number of its own"),
         ("rounds", f"{head.rounds} of {head.seconds:g} s for each sample, interleaved"),
         ("idle baseline", f"{head.baseline * 1e3:.0f} ms of CPU per second, subtracted"),
         ("samples", f"{sum(s.valid for s in results.samples)} of {len(results.samples)} valid"),
