@@ -16,7 +16,7 @@ _ODD = re.compile(r"[^\x20-\x7e\u00a0-\ud7ff\ue000-\ufefe\uff00-\ufffd\U00010000
 
 
 def emit(sections: Mapping[str, Any]) -> str:
-    """The YAML of a map of sections: maps or lists of items, which are maps."""
+    """The YAML of a map of sections: maps or lists of items, which are maps; or values by keys."""
     return "\n".join(_lines(sections)) + "\n"
 
 
@@ -25,6 +25,9 @@ def _lines(policy: Mapping[str, Any]) -> Iterator[str]:
         yield f"{noun}:"
         if isinstance(items, Mapping):
             for name, item in items.items():
+                if not isinstance(item, Mapping):
+                    yield f"  {_flow(name)}: {_flow(item)}"
+                    continue
                 yield f"  {_flow(name)}:"
                 yield from (f"    {key}: {_flow(value)}" for key, value in item.items())
         else:

@@ -13,6 +13,7 @@ from typing import Any
 from l7proxy.config.emitting import emit
 from l7proxy.model import (
     Access,
+    AccessLogRules,
     Backend,
     BalanceType,
     Endpoint,
@@ -50,7 +51,18 @@ def document(policy: Policy) -> Document:
         "routes": [_route(route) for route in policy.routes if route.name[0] != "("],
     }
     backends = {name: _backend(one) for name, one in policy.backends.items() if not one.original}
-    return found | ({"backends": backends} if backends else {})
+    found |= {"backends": backends} if backends else {}
+    return found | _access_log(policy.access_log)
+
+
+def _access_log(rules: AccessLogRules) -> Document:
+    default = AccessLogRules()
+    values = {
+        "format": rules.format,
+        "sample": f"{round(rules.sample * 100, 4):g}%" if rules.sample != default.sample else None,
+        "liveEvery": _time(rules.live_every) if rules.live_every else None,
+    }
+    return {} if rules == default else {"accessLog": _without(values)}
 
 
 # ---- values

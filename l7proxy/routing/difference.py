@@ -38,7 +38,7 @@ class FieldChange:
 class Change:
     """Something that came, went, moved (a route: others stand before it now), or changed."""
 
-    noun: str  # listener, route, backend
+    noun: str  # listener, route, backend; policy, for what is none of them
     name: str
     what: str  # added, removed, moved, changed
     fields: tuple[FieldChange, ...] = ()
@@ -81,6 +81,7 @@ def difference(old: Policy, new: Policy, most: int = MOST_PROBES) -> Difference:
         *_changes("route", before, after),
         *(Change("route", name, "moved") for name in _moved(list(before), list(after))),
         *_changes("backend", old.backends, new.backends),
+        *_changes("policy", {"accessLog": old.access_log}, {"accessLog": new.access_log}),
     ]
     urgent = {change.name for change in changes if change.noun == "route"}
     effects, probes, complete = _effects(old, new, most, urgent)

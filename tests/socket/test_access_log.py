@@ -145,7 +145,10 @@ def test_who_signals_the_whole_group_does_no_harm(own_backend: Backend) -> None:
         proxy.stop()
 
 
-@pytest.mark.skipif(shutil.which("logrotate") is None, reason="needs logrotate")
+LOGROTATE = shutil.which("logrotate", path="/usr/sbin:/usr/bin:/sbin:/bin")
+
+
+@pytest.mark.skipif(LOGROTATE is None or os.geteuid() != 0, reason="needs logrotate, and root")
 def test_logrotate(own_backend: Backend) -> None:
     with Proxy(policy(own_backend, "{format: '%[client_port]'}"), "copy") as proxy:
         path = proxy.directory / "access.log"
@@ -156,7 +159,7 @@ def test_logrotate(own_backend: Backend) -> None:
         )
         ask(proxy)
         lines(path)
-        subprocess.run(["logrotate", "-f", "-s", state, config], check=True, timeout=30)
+        subprocess.run([str(LOGROTATE), "-f", "-s", state, config], check=True, timeout=30)
         until(lambda: "access log opened again" in proxy.log(), "it says so")
         time.sleep(0.2)
         port = ask(proxy)

@@ -8,6 +8,7 @@ from itertools import permutations
 import pytest
 
 from l7proxy.model import (
+    AccessLogRules,
     Address,
     BackendRef,
     Endpoint,
@@ -86,6 +87,15 @@ def test_what_was_written() -> None:
         Change("backend", "more", "added"),
     )
     assert bool(found)
+
+
+def test_the_access_log() -> None:
+    old = of(WEB)
+    new = replace(old, access_log=AccessLogRules("common", live_every=60.0))
+    (change,) = difference(old, new).changes
+    assert (change.noun, change.name, change.what) == ("policy", "accessLog", "changed")
+    assert [one.name for one in change.fields] == ["format", "live_every"]
+    assert not difference(new, new)
 
 
 def test_a_group_of_fields_that_comes_is_one_change() -> None:

@@ -27,7 +27,8 @@ def test_a_policy_comes_back(path: Path) -> None:
     assert not difference(policy, report.policy)
     assert write(report.policy) == text
     # not only what routing looks at
-    assert yaml.safe_load(text).keys() <= {"listeners", "routes", "backends"}
+    assert yaml.safe_load(text).keys() <= {"listeners", "routes", "backends", "accessLog"}
+    assert report.policy.access_log == policy.access_log
 
 
 def test_defaults_variables_and_files_are_written_out(tmp_path: Path) -> None:
