@@ -8,10 +8,22 @@ import sys
 from collections.abc import Callable, Sequence
 
 from l7proxy import __version__
-from l7proxy.commands import check, diff, doctor, explain, health, reload, run, schema, sidecar, top
+from l7proxy.commands import (
+    check,
+    diff,
+    doctor,
+    explain,
+    health,
+    reload,
+    run,
+    schema,
+    sidecar,
+    top,
+    upgrade,
+)
 from l7proxy.errors import L7ProxyError
 
-_VERBS = (run, reload, top, health, check, explain, diff, schema, doctor, sidecar)
+_VERBS = (run, reload, upgrade, top, health, check, explain, diff, schema, doctor, sidecar)
 
 _ABOUT = """\
 l7proxy is a layer-7 TCP proxy. It reads the first request of a connection, decides from a policy

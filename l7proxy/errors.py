@@ -103,5 +103,6 @@ class Reason(StrEnum):
     DATAPATH = "datapath"  # the verdict program gave a connection up (broken sequence)
     DRAIN_DEADLINE = "drain_deadline"
     OPERATOR_RESET = "operator_reset"  # somebody asked the admin server to end this one
+    UPGRADED = "upgraded"  # not spliced when another l7proxy took this one's place
     NOT_ADOPTED = "not_adopted"  # its worker died, and bytes of it with the worker
     INTERNAL = "internal"  # a bug of ours; the log has the traceback

@@ -22,7 +22,7 @@ import logging
 import os
 import socket
 import struct
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from l7proxy.net.channel import ChannelBroken, Received
@@ -32,6 +32,8 @@ from l7proxy.telemetry.log import event
 log = logging.getLogger(__name__)
 
 TRIES = 3  # successors that may die while they adopt
+
+_LARGE = 24 * 1024  # characters of records in one message
 
 _RESET = struct.pack("ii", 1, 0)
 _DELIVER = struct.pack("ii", 0, 0)
@@ -135,6 +137,24 @@ class Keeper:
             log.error(event("pairs cannot be adopted, they are reset", pairs=len(self._kept[slot])))
             self.drop(slot)
         return len(self._kept[slot])
+
+    # ---- from one l7proxy to another
+
+    def batches(self, slot: int) -> Iterator[tuple[tuple[int, ...], tuple[Kept, ...]]]:
+        """All pairs of a slot, as many at a time as a message takes."""
+        pairs, size = [], 0
+        for index, one in self._kept[slot].items():
+            pairs.append((index, one))
+            size += len(one.record)
+            if len(pairs) == MOST_PAIRS or size > _LARGE:
+                yield tuple(index for index, _ in pairs), tuple(one for _, one in pairs)
+                pairs, size = [], 0
+        if pairs:
+            yield tuple(index for index, _ in pairs), tuple(one for _, one in pairs)
+
+    def entrust(self, slot: int, index: int, pair: Kept) -> None:
+        """Keep a pair that another l7proxy has kept."""
+        self._kept[slot][index] = pair
 
     def drop(self, slot: int) -> None:
         """Reset what is kept of this slot: nobody is going to adopt it."""

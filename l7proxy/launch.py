@@ -21,7 +21,7 @@ from typing import Any
 
 from l7proxy import __version__, loading, prober, worker
 from l7proxy.admin import Admin, Router, add_page
-from l7proxy.admin.places import open_places
+from l7proxy.admin.places import Place, open_places
 from l7proxy.config.fingerprint import Fingerprint, fingerprint
 from l7proxy.datapath.sockmap import Splicer, load_splicers
 from l7proxy.doctor import prove_sockmap
@@ -40,13 +40,15 @@ from l7proxy.probing import Backends
 from l7proxy.reload import NAMES_SECONDS, Reloader
 from l7proxy.scraping import Boards, Scraper
 from l7proxy.serving import tell
-from l7proxy.supervisor import EXIT_FAILED, Supervisor
+from l7proxy.succession import Heritage
+from l7proxy.supervisor import AWAITED, EXIT_FAILED, Supervisor
 from l7proxy.telemetry import log as operational
 from l7proxy.telemetry.accesslog import AccessLog
 from l7proxy.telemetry.condition import condition
 from l7proxy.telemetry.counters import Counter, Rows, SharedCounters
 from l7proxy.telemetry.health import HealthBoard
 from l7proxy.telemetry.log import event
+from l7proxy.upgrading import Upgrader
 from l7proxy.watching import watch
 
 log = logging.getLogger(__name__)
@@ -57,6 +59,7 @@ _RESERVE = 64  # descriptors that are no connections
 _WATCH_SECONDS = 5.0
 _KEEPER_RESERVE = 512  # descriptors of the supervisor that are no kept sockets
 _MOST_KEPT = 1 << 20
+_SUCCESSION_SECONDS = 0.3  # until the l7proxy before has closed its admin server, usually
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,8 +106,10 @@ def run(options: Options) -> int:
     operational.configure(options.log_level)
     # Until there is somebody to hear it: see `Supervisor.run`. A policy that changes while we start
     # is then loaded at once.
-    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGHUP, signal.SIGUSR1})
-    manager, activation = Manager.take(), Activation(take_passed())
+    signal.pthread_sigmask(signal.SIG_BLOCK, AWAITED)
+    manager, passed = Manager.take(), take_passed()
+    heritage = Heritage.take()
+    activation = Activation(passed) if heritage is None else heritage.activation
     seen = fingerprint(options.policy)
     first = loading.load(options.policy)
     if first.text:
@@ -114,16 +119,26 @@ def run(options: Options) -> int:
     privileges.use_permitted()
     account = privileges.account(options.user)
     workers = options.workers or len(os.sched_getaffinity(0))
+    if heritage is not None:  # each worker before has left its pairs to one of the same slot
+        workers = max(workers, len(heritage.splicers))
     _, files = privileges.raise_nofile()
     wanted = _wanted(options.datapath)
     shared = SharedCounters(workers)
     boards = Boards.make(workers)
     health = HealthBoard(workers + 2)  # a slot for each worker, the prober, and the supervisor
     reloader = Reloader(options.policy, first, Rows(shared), activation)
-    for unused in activation.unused(reloader.serving.manifest.listeners):
-        log.warning(event("a socket was passed that no listener of the policy has", socket=unused))
+    if heritage is not None:
+        heritage.settle(iter(reloader.serving.sockets.values()))
+    else:
+        for unused in activation.unused(reloader.serving.manifest.listeners):
+            log.warning(
+                event("a socket was passed that no listener of the policy has", socket=unused)
+            )
     pairs = _pairs(reloader.serving.manifest.listeners, workers, files)
-    way = _load(wanted, options.datapath, workers, pairs)
+    left = () if heritage is None else heritage.splicers
+    if left and heritage is not None:
+        pairs = heritage.pairs
+    way = _load(wanted, options.datapath, workers, pairs, left)
     if way.splicers:
         limits = sum(one.limits.connections for one in reloader.serving.manifest.listeners)
         reloader.pairs = max(limits, pairs * workers)
@@ -187,7 +202,7 @@ def run(options: Options) -> int:
         if slot >= workers:
             return 0  # the prober has no connections
         boards.reconcile(slot)
-        if supervisor.draining:
+        if supervisor.is_closing:
             keeper.drop(slot)
         return shared.reconcile(slot, keeper.orphaned(slot))
 
@@ -214,6 +229,9 @@ def run(options: Options) -> int:
         supervisor.send_workers(Rotated(), [fd])
         log.info(event("access log opened again", file=path))
 
+    def upgrade() -> None:
+        upgrader.request()
+
     def drain() -> None:
         managing.stopping()
         reloader.stop()
@@ -235,6 +253,7 @@ def run(options: Options) -> int:
         on_drain=drain,
         on_hangup=hangup,
         on_rotated=rotated,
+        on_upgrade=upgrade,
         active=shared.active,
         present=partial(_present, reloader, shared),
         resets=partial(shared.total, Counter.ERROR_DRAIN_DEADLINE),
@@ -247,6 +266,7 @@ def run(options: Options) -> int:
         ),
         lambda: supervisor.draining,
     )
+    upgrader = Upgrader(supervisor, reloader, keeper, way.splicers, pairs, manager)
     reloader.on_request = managing.reloading
     backends = Backends(health.slot(workers + 1))
     return asyncio.run(
@@ -262,6 +282,8 @@ def run(options: Options) -> int:
             seen,
             managing,
             keeper,
+            upgrader,
+            heritage,
         )
     )
 
@@ -278,6 +300,8 @@ async def _serve(
     seen: Fingerprint,
     managing: Managing,
     keeper: Keeper,
+    upgrader: Upgrader,
+    heritage: Heritage | None,
 ) -> int:
     begun = time.monotonic()
 
@@ -292,6 +316,10 @@ async def _serve(
         return backends.stats(serving.number, serving.policy, reloader.resolved)
 
     async def first() -> None:
+        if heritage is not None:
+            heritage.enter(keeper)
+            for slot in range(supervisor.configured):
+                shared.inherit(slot, len(keeper.of(slot)))
         serving = reloader.serving
         supervisor.probe(wanted=serving.manifest.probing)
         names = serving.manifest.names
@@ -302,24 +330,43 @@ async def _serve(
     def ready() -> None:
         for listener, one in reloader.serving.listeners():
             tell(listener, one)
-        for place in places:
-            log.info(event("admin", address=place.socket.text))
+        entered.set()
         log.info(event("ready", datapath=way.datapath, workers=supervisor.configured))
         managing.ready()
 
     router = Router()
-    Operations(supervisor, reloader, inquiry, stats).add_to(router)
+    Operations(supervisor, reloader, inquiry, upgrader, stats).add_to(router)
     scraped = (supervisor, reloader, shared, boards, way.splicers, way.datapath)
     Scraper(*scraped, groups, lambda: keeper.total).add_to(router)
     add_page(router)
     admin = Admin(router)
-    places = open_places(options.admin, options.admin_token_file)
+    places: list[Place] = []
+    entered = asyncio.Event()
+
+    async def open_admin() -> None:
+        """Where another l7proxy was until now, it may take a while to go."""
+        while heritage is not None:
+            await entered.wait()
+            await asyncio.sleep(_SUCCESSION_SECONDS)
+            try:
+                places.extend(open_places(options.admin, options.admin_token_file))
+                break
+            except StartupError as error:
+                log.debug(event("no admin server yet", why=error))
+        else:
+            places.extend(open_places(options.admin, options.admin_token_file))
+        for place in places:
+            await admin.start(place.socket.sock, place.guard)
+            log.info(event("admin", address=place.socket.text))
+
     beside = [asyncio.create_task(_watch(shared)), asyncio.create_task(managing.beat())]
     if options.watch:
         beside.append(asyncio.create_task(watch(options.policy, seen, reloader.request)))
     try:
-        for place in places:
-            await admin.start(place.socket.sock, place.guard)
+        if heritage is None:
+            await open_admin()
+        else:
+            beside.append(asyncio.create_task(open_admin()))
         return await supervisor.run(ready, first)
     finally:
         for task in beside:
@@ -364,6 +411,7 @@ def collect(
     active, spliced, relayed = shared.active(), shared.spliced(), shared.relayed()
     return {
         "version": __version__,
+        "pid": os.getpid(),
         "datapath": str(way.datapath),
         "datapath_reason": way.reason,
         "workers": {
@@ -428,11 +476,13 @@ def _wanted(asked: str) -> _Way:
     return _Way(Datapath.SOCKMAP, "the kernel passed the self-test")
 
 
-def _load(way: _Way, asked: str, workers: int, pairs: int) -> _Way:
+def _load(way: _Way, asked: str, workers: int, pairs: int, left: Sequence[Splicer] = ()) -> _Way:
+    """`left`: of the first workers, by the l7proxy before."""
     if way.datapath is not Datapath.SOCKMAP:
         return way
     try:
-        return _Way(way.datapath, way.reason, tuple(load_splicers(workers, pairs)))
+        fresh = load_splicers(workers - len(left), pairs)
+        return _Way(way.datapath, way.reason, (*left, *fresh))
     except DatapathUnavailable as error:
         return _fall_back(asked, error)
 

@@ -16,6 +16,7 @@ from l7proxy.showing import Shower, Unshown
 from l7proxy.supervisor import Supervisor
 from l7proxy.telemetry import log as operational
 from l7proxy.telemetry.log import event
+from l7proxy.upgrading import Upgrader
 
 log = logging.getLogger(__name__)
 
@@ -35,11 +36,13 @@ class Operations:
         supervisor: Supervisor,
         reloader: Reloader,
         inquiry: Inquiry,
+        upgrader: Upgrader,
         stats: Callable[[], dict[str, Any]],
     ) -> None:
         self._supervisor = supervisor
         self._reloader = reloader
         self._inquiry = inquiry
+        self._upgrader = upgrader
         self._stats = stats
         self._shower = Shower()
 
@@ -54,6 +57,7 @@ class Operations:
         router.add("GET", "/loglevel", self._level)
         router.add("POST", "/loglevel", self._set_level, body=_BODY)
         router.add("POST", "/reload", self._reload, body=_BODY)
+        router.add("POST", "/upgrade", self._upgrade, body=_BODY)
         router.add("POST", "/drain", self._drain, body=_BODY)
 
     # ---- how it is
@@ -139,6 +143,11 @@ class Operations:
     async def _reload(self, _request: Request) -> Answer:
         log.info(event("reloading", why="asked for"))
         outcome = await asyncio.shield(self._reloader.request())
+        return json_answer(outcome.as_dict(), 200 if outcome.ok else 422)
+
+    async def _upgrade(self, _request: Request) -> Answer:
+        log.info(event("upgrade", why="asked for"))
+        outcome = await asyncio.shield(self._upgrader.request())
         return json_answer(outcome.as_dict(), 200 if outcome.ok else 422)
 
     async def _drain(self, _request: Request) -> Answer:

@@ -190,6 +190,11 @@ class Reloader:
 
     # ---- a reload
 
+    @property
+    def is_busy(self) -> bool:
+        """Whether a reload is under way."""
+        return self._task is not None
+
     def request(self) -> asyncio.Future[Outcome]:
         """Ask for a reload; the answer comes when it has happened, or has failed."""
         if self._next is None:

@@ -31,6 +31,7 @@ from l7proxy.child import Child
 from l7proxy.draining import Drain, Phase
 from l7proxy.net import process
 from l7proxy.net.channel import MAX_FDS, ChannelBroken, Received
+from l7proxy.net.messages import Leave
 from l7proxy.telemetry.log import event
 
 log = logging.getLogger(__name__)
@@ -40,6 +41,7 @@ EXIT_FAILED = 1  # workers never came up
 EXIT_RESET = 3  # connections had to be reset at the drain's deadline
 EXIT_LEFT = 4  # a worker could not be ended, and may still have connections
 
+AWAITED = {signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2}
 HEALTHY = 1.0  # seconds; a worker that lives this long came up
 BACKOFF_FIRST = 0.1  # seconds; doubled with each further early death
 BACKOFF_MOST = 5.0
@@ -63,7 +65,8 @@ class Supervisor:
     `active()` tells how many live now, `present()` how many on each listener, `resets()` how many
     drains have reset. `on_drain()` is called when listeners are to be closed: those that this
     process holds must be then, or clients would go on to connect to a socket that nobody accepts
-    from. `on_hangup()` is what SIGHUP does, `on_rotated()` what SIGUSR1 does. A child
+    from. `on_hangup()` is what SIGHUP does, `on_rotated()` what SIGUSR1,
+    `on_upgrade()` what SIGUSR2. A child
     inherits what `inherited()` and, of its slot, `bequeathed(slot)` name.
     """
 
@@ -87,6 +90,7 @@ class Supervisor:
         on_drain: Callable[[], None] = lambda: None,
         on_hangup: Callable[[], None] = lambda: None,
         on_rotated: Callable[[], None] = lambda: None,
+        on_upgrade: Callable[[], None] = lambda: None,
         active: Callable[[], int] = lambda: 0,
         present: Callable[[], Mapping[str, int]] = dict,
         resets: Callable[[], int] = lambda: 0,
@@ -102,6 +106,9 @@ class Supervisor:
         self._on_drain = on_drain
         self._on_hangup = on_hangup
         self._on_rotated = on_rotated
+        self._on_upgrade = on_upgrade
+        self._gives_way = False
+        self._is_succeeded = False
         self._slots = [
             Child(
                 number, "worker", partial(child, number), accepts, self._hear, self._wake, MAX_FDS
@@ -188,10 +195,11 @@ class Supervisor:
             signal.SIGINT: self.stop,
             signal.SIGHUP: self._on_hangup,
             signal.SIGUSR1: self._on_rotated,
+            signal.SIGUSR2: self._on_upgrade,
         }
         for number, handler in handled.items():
             loop.add_signal_handler(number, handler)
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGHUP, signal.SIGUSR1})  # see `launch`
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, AWAITED)  # see `launch`
         try:
             if first is not None:
                 await first()
@@ -199,7 +207,9 @@ class Supervisor:
                 self._spawn(slot)
             ready()
             self._drain.enter(Phase.SERVING)
-            await self._until(lambda: self.draining or self._failed)
+            await self._until(lambda: self.draining or self._failed or self._is_succeeded)
+            if self._is_succeeded:
+                return EXIT_OK
             if not self._failed:
                 await self._leave()
             if not self._failed:
@@ -312,7 +322,7 @@ class Supervisor:
             expected = hung_up or code in (0, EXIT_RESET, -process.STOP)
             level = logging.DEBUG if expected else logging.ERROR
         else:
-            level = logging.ERROR
+            level = logging.DEBUG if self._gives_way and code == 0 else logging.ERROR
         why = {"signal": _signal_name(-code)} if code < 0 else {"exit_code": code}
         log.log(
             level,
@@ -326,6 +336,8 @@ class Supervisor:
             ),
         )
         if self._drain.is_closing or (slot is self._prober and not self._is_probing):
+            return
+        if self._gives_way and slot is not self._prober:
             return
         if lived >= HEALTHY:
             slot.early_deaths = 0
@@ -354,6 +366,35 @@ class Supervisor:
         delay = min(BACKOFF_MOST, BACKOFF_FIRST * 2.0 ** max(0, slot.early_deaths - 2))
         log.warning(event(f"{slot.name} restarts later", slot=slot.number, seconds=f"{delay:.1f}"))
         slot.restart = asyncio.get_running_loop().call_later(delay, self._spawn, slot)
+
+    # ---- another l7proxy in the place of this one
+
+    @property
+    def is_closing(self) -> bool:
+        """Whether workers that end are not replaced any more."""
+        return self._drain.is_closing
+
+    async def give_way(self, seconds: float) -> None:
+        """Have all workers leave; those that do not within so many seconds are killed."""
+        self._gives_way = True
+        self._cancel_restarts()
+        self.send_workers(Leave())
+        if not await self._until(lambda: not self.running, seconds):
+            for slot in self._slots:
+                slot.kill("it does not leave")
+            await self._until(lambda: not self.running, self._reset_seconds)
+
+    def take_back(self) -> None:
+        """Nobody took the place: workers start again."""
+        self._gives_way = False
+        for slot in self._slots:
+            if not slot.pid and not self.draining:
+                self._spawn(slot)
+
+    def finish(self) -> None:
+        """Somebody did: leave at once."""
+        self._is_succeeded = True
+        self._changed.set()
 
     # ---- the end
 

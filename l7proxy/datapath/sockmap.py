@@ -89,6 +89,25 @@ class Totals:
     drops: int  # skbs of directions with a fault
 
 
+MAPS = ("socks", "index_of", "events", "directions", "totals")
+
+
+class _Inherited:
+    """In place of a `BpfObject`: maps that another process has made. The program goes with them."""
+
+    def __init__(self, fds: dict[str, int]) -> None:
+        self._fds = fds
+
+    def map_fd(self, name: str) -> int:
+        """The descriptor of a map."""
+        return self._fds[name]
+
+    def close(self) -> None:
+        """Close all descriptors. Idempotent."""
+        while self._fds:
+            os.close(self._fds.popitem()[1])
+
+
 class Splicer:
     """One worker's kernel state: a SOCKMAP, the accounts of its directions, the event ring.
 
@@ -96,7 +115,7 @@ class Splicer:
     that its bytes arrive on: the client of a pair is at the even index i, the backend at i ^ 1.
     """
 
-    def __init__(self, bpf: libbpf.BpfObject, pairs: int, cpus: int) -> None:
+    def __init__(self, bpf: libbpf.BpfObject | _Inherited, pairs: int, cpus: int) -> None:
         self.pairs = pairs
         self._bpf = bpf
         self._socks_fd = bpf.map_fd("socks")
@@ -279,6 +298,10 @@ class Splicer:
         assert self._ring is not None
         return self._ring.consume()
 
+    def descriptors(self) -> list[int]:
+        """The descriptors of the maps, in the order of `MAPS`: see `inherit_splicer`."""
+        return [self._bpf.map_fd(name) for name in MAPS]
+
     def totals(self) -> Totals:
         """Sums since the load; in any process that holds this object."""
         sums = [sum(self._totals[word::_TOTALS_WORDS]) for word in range(len(fields(Totals)))]
@@ -296,6 +319,14 @@ class Splicer:
         self._totals.release()
         self._totals_map.close()  # it has a descriptor of its own
         self._bpf.close()
+
+
+def inherit_splicer(fds: dict[str, int], pairs: int) -> Splicer:
+    """What another process has loaded, by the descriptors of its `MAPS`; they belong to this one.
+
+    A map holds its program, and each socket in it does.
+    """
+    return Splicer(_Inherited(fds), pairs, libbpf.possible_cpus())
 
 
 def load_splicers(

@@ -241,12 +241,75 @@ class Adopted:
     refused: int
 
 
+@dataclass(frozen=True, slots=True)
+class Leave:
+    """Another l7proxy takes this one's place: hand over what is spliced, end the rest soon."""
+
+
+# ---- to another l7proxy, and back (`succession`)
+
+
+@dataclass(frozen=True, slots=True)
+class Estate:
+    """What is to be understood by everything that follows; `pairs`: what each map holds."""
+
+    layout: str
+    pairs: int
+
+
+@dataclass(frozen=True, slots=True)
+class Listening:
+    """Listening sockets, whose descriptors come along, by the names of their listeners.
+
+    `passed`: addresses of those among them that a service manager has opened.
+    """
+
+    names: tuple[str, ...]
+    passed: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Maps:
+    """The descriptors of the maps of the next slot come along (`datapath.sockmap.MAPS`)."""
+
+
+@dataclass(frozen=True, slots=True)
+class Entrusted:
+    """Kept pairs, as in `Spliced`."""
+
+    slot: int
+    pairs: tuple[int, ...]
+    records: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Complete:
+    """That was all of it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Ready:
+    """The new one could start now. `adopts`: it takes the pairs."""
+
+    adopts: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Taken:
+    """It has them."""
+
+    pairs: int
+
+
+FROM_PREDECESSOR = (Estate, Listening, Maps, Entrusted, Complete)
+FROM_SUCCESSOR = (Ready, Taken)
+
 MOST_PAIRS = 100
 """Pairs in one message: each has two descriptors, and the kernel takes 253."""
 
 TO_WORKER = (
     *(Sockets, Prepare, Commit, Abandon, Retire, Resolved, Rotated),
-    *(ListConnections, ResetConnection, LogLevel, Dropped),
+    *(ListConnections, ResetConnection, LogLevel, Dropped, Leave),
 )
 FROM_WORKER = (
     *(Prepared, Unprepared, Committed, Connections, WasReset),

@@ -83,6 +83,7 @@ class Counter(IntEnum):
     ERROR_NOT_ADOPTED = 43
     SPLICE2_CLIENT = 44  # bytes of RELAYED_CLIENT that splice(2) moved, by reference
     SPLICE2_BACKEND = 45
+    ERROR_UPGRADED = 46
 
 
 ERRORS: dict[Reason, Counter] = {
@@ -287,6 +288,11 @@ class SharedCounters:
         view[entered + 1 : used : 2] = view[entered:used:2]
         self._presence.clear(worker)
         return max(0, lost - kept)
+
+    def inherit(self, worker: int, pairs: int) -> None:
+        """So many pairs of another l7proxy are this slot's, before its worker starts."""
+        for counter in _OF_PAIRS:
+            self._views[worker][counter] += pairs
 
     def close(self) -> None:
         """Unmap. Slots handed out before are unusable afterwards."""

@@ -81,6 +81,13 @@ class Keeping:
         elif self._fresh:  # others have their turn first, but no more than that
             self._worker.calendar.set(self, 0.0)
 
+    def settle(self) -> bool:
+        """Tell all that there is to tell; False: the supervisor does not read now."""
+        try:
+            return self._tell_ended() and self._hand_over() and not self._fresh
+        except ChannelClosed:
+            return True
+
     def _tell_ended(self) -> bool:
         while self._ended:
             some = self._ended[:1000]

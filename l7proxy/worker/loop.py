@@ -37,6 +37,7 @@ from l7proxy.worker.farewell import Farewell
 from l7proxy.worker.first import LITTLE
 from l7proxy.worker.groups import Group
 from l7proxy.worker.keeping import Keeping
+from l7proxy.worker.leaving import Leaving
 from l7proxy.worker.longlived import LongLived
 from l7proxy.worker.reloading import Reloading
 from l7proxy.worker.setup import WorkerSetup
@@ -382,6 +383,18 @@ class Worker:
         self._exit = RESET if self._connections else DRAINED
         for connection in self.connections():
             self._guard_call(connection, partial(connection.abort, Reason.DRAIN_DEADLINE))
+
+    def leave(self) -> None:
+        """Another l7proxy takes the place of this one."""
+        Leaving(self).begin()
+
+    def guard(self, connection: Connection, call: Callable[[], None]) -> None:
+        """Call; a bug of ours costs this connection, not the worker."""
+        self._guard_call(connection, call)
+
+    def gone(self) -> None:
+        """Nobody needs this worker any more."""
+        self._exit = DRAINED
 
     def orphaned(self) -> None:
         """The supervisor is gone: leave at once. Every open connection is reset, none cut clean."""

@@ -33,6 +33,7 @@ from l7proxy.net.messages import (
     Committed,
     Connections,
     Dropped,
+    Leave,
     ListConnections,
     LogLevel,
     Prepare,
@@ -201,6 +202,8 @@ class Reloading:
                 for number in message.sockets:
                     if number in self._sockets:
                         self._sockets.pop(number).close()
+            case Leave():
+                self._worker.leave()
             case Dropped():
                 self._worker.keeping.dropped(message.pairs)
             case Resolved():

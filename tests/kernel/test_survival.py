@@ -1,4 +1,5 @@
-"""Many spliced connections with traffic that never pauses: workers are killed, policies replaced.
+"""Many spliced connections with traffic that never pauses: workers are killed, l7proxy itself is
+replaced by another one, and its policy again and again.
 
 Every byte is checked where it comes back. `make survive` does it with 4,500 connections: each takes
 two descriptors of whoever holds it.
@@ -16,6 +17,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 from peers import stretch
@@ -137,10 +139,21 @@ class Crowd:
         self._epoll.close()
 
 
+def upgrade(proxy: Proxy) -> None:
+    """A new l7proxy takes over all of it, and the old one is gone."""
+    admins = proxy.log().count(" admin address=")
+    command = [sys.executable, "-m", "l7proxy", "upgrade", "--admin", str(proxy.admin)]
+    said = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    assert f"{CONNECTIONS} spliced connections" in said
+    assert proxy.process.wait(PATIENCE) == 0
+    until(lambda: proxy.log().count(" admin address=") > admins, "it answers", PATIENCE)
+
+
 @pytest.fixture
 def server() -> Iterator[int]:
     command = [sys.executable, __file__, "echo"]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+    path = os.environ | {"PYTHONPATH": str(Path(__file__).parents[1])}
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=path) as process:
         assert process.stdout is not None
         yield int(process.stdout.readline())
         process.kill()
@@ -166,12 +179,15 @@ def test_not_one_connection_is_lost_and_not_one_byte_wrong(server: int) -> None:
                         PATIENCE,
                     )
                     assert proxy.stats()["kept"]["adopted"] > adopted
+                if generation == WORKERS + 1:
+                    upgrade(proxy)
                 proxy.reload(POLICY.format(port=server, generation=generation))
                 crowd.go_on()
             stats = proxy.stats()
             assert stats["pairs"]["spliced"] == CONNECTIONS
             assert stats["connections"]["active"] == CONNECTIONS
             assert stats["kept"] == {"pairs": CONNECTIONS, "adopted": CONNECTIONS}
+            assert not crowd.failures
         finally:
             crowd.close()
         proxy.settled(PATIENCE)
@@ -180,7 +196,8 @@ def test_not_one_connection_is_lost_and_not_one_byte_wrong(server: int) -> None:
         assert len(records) == len(proxy.records()) == CONNECTIONS
         sizes = sorted(one["bytes_in"] for one in records.values())
         assert sizes == sorted(one.sent for one in crowd.talkers)
-        proxy.stop()
+        os.kill(proxy.stats()["pid"], signal.SIGTERM)
+        until(lambda: not proxy.admin.exists(), "it stops", PATIENCE)
 
 
 if __name__ == "__main__":

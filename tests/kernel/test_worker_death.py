@@ -34,9 +34,17 @@ backends:
 """
 GREETING = b"hello"
 AT_ONCE = """\
-import sys
-from l7proxy import cli, supervisor
+import os, sys
+from l7proxy import cli, succession, supervisor
 supervisor.HEALTHY = 0.0  # seconds; else those that are killed in a row come back later and later
+policy = open(next(one for one in sys.argv if one.endswith(".yaml"))).read()
+if "# ODD" in policy:
+    succession.layout = lambda: "odd"
+if "# DIE" in policy:
+    def die(heritage, keeper):
+        heritage.channel.send(succession.Ready(True))
+        os._exit(9)
+    succession.Heritage.enter = die
 sys.exit(cli.main())
 """
 
@@ -51,6 +59,7 @@ class House:
         self.policy = POLICY.format(port=port, most=most)
         self.proxy = Proxy(self.policy, "sockmap", entry=("-c", AT_ONCE))
         self.peers: list[Peer] = []
+        self.successors: list[int] = []  # process ids of those that took its place
 
     def pair(
         self, listener: str = "raw", *, greeting: bytes = GREETING, receive_buffer: int = 0
@@ -58,7 +67,7 @@ class House:
         """Client and backend of a connection that is spliced and kept."""
         client = connect(self.proxy.address(listener), receive_buffer=receive_buffer)
         client.send(greeting)
-        backend = Peer(self._server.accept()[0])
+        backend = self.accept()
         self.peers += client, backend
         if listener == "web":
             backend.head()
@@ -70,6 +79,10 @@ class House:
         assert client.read(len(GREETING)) == GREETING
         until(self._is_all_kept, "the pair is kept")
         return client, backend
+
+    def accept(self) -> Peer:
+        """The backend's end of the next connection."""
+        return Peer(self._server.accept()[0])
 
     def _is_all_kept(self) -> bool:
         stats = self.proxy.stats()
@@ -314,7 +327,7 @@ def test_young_ones_end_with_their_worker(house: House) -> None:
     house.pair()  # the calendar's tick is over: there is time until the next one
     client = connect(house.proxy.address("raw"))
     client.send(b"x")
-    backend = Peer(house._server.accept()[0])
+    backend = house.accept()
     house.peers += client, backend
     house.kill()
     endings = {client.ending(), backend.ending()}

@@ -336,6 +336,7 @@ def test_a_life(tmp_path: Path, policy: str, datapath: str) -> None:
         found = settled(admin)
         assert set(found) == {
             "version",
+            "pid",
             "datapath",
             "datapath_reason",
             "workers",

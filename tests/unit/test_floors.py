@@ -35,8 +35,9 @@ FLOORS: tuple[tuple[frozenset[str], ...], ...] = (
     (
         frozenset({"child", "draining", "keeper"}),
         frozenset({"worker", "supervisor", "prober", "admin", "loading", "serving", "watching"}),
-        frozenset({"inquiry", "reload", "showing"}),
-        frozenset({"managing", "operations"}),
+        frozenset({"inquiry", "reload", "showing", "succession"}),
+        frozenset({"managing", "upgrading"}),
+        frozenset({"operations"}),
     ),
     (
         frozenset({"doctor", "demo", "probing", "top", "scraping", "sidecar"}),

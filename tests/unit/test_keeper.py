@@ -199,6 +199,7 @@ def connection(record: Record, **more: Any) -> Any:
         "early_answer": 500,
         "added": 7,
         "listener": SimpleNamespace(row=3),
+        "number": 17,
         "presence": -1,
         "brief": False,
         "upgrades": True,
