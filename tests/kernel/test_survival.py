@@ -1,7 +1,7 @@
 """Many spliced connections with traffic that never pauses: workers are killed, l7proxy itself is
 replaced by another one, and its policy again and again.
 
-Every byte is checked where it comes back. `make survive` does it with 4,500 connections: each takes
+Every byte is checked where it comes back. `make survive` does it with 5,000 connections: each takes
 two descriptors of whoever holds it.
 """
 
