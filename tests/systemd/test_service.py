@@ -8,6 +8,9 @@ from collections.abc import Iterator
 
 import pytest
 
+from l7proxy.doctor import prove_sockmap
+from l7proxy.errors import DatapathUnavailable
+
 from .booted import ROOT, Booted, why_not
 
 PORT = 18480
@@ -37,6 +40,32 @@ while time.monotonic() < end:
 print(answered, failed)
 """
 
+# A service that gives a living connection into the store, and finds it there in its next life.
+STORE = """\
+[Service]
+Type=notify
+FileDescriptorStoreMax=8
+ExecStart=/usr/bin/python3 -c "%s"
+"""
+STORING = """
+import signal, socket, sys
+sys.path.insert(0, '/opt/l7proxy/src')
+from l7proxy.net.systemd import Manager, take_passed
+manager, kept = Manager.take(), take_passed()
+if kept:
+    ends = [socket.socket(fileno=one.fd) for one in kept]
+    ends[0].sendall(b'more')
+    told = ' '.join(one.name for one in kept) + ' ' + ends[1].recv(100).decode()
+    manager.forget('pair')
+else:
+    ends = socket.socketpair()
+    ends[0].sendall(b'before ')
+    stored = manager.store('pair', [one.fileno() for one in ends])
+    told = 'stored' if stored and manager.barrier() else 'not stored'
+manager.ready(told)
+signal.pause()
+"""
+
 WHY_NOT = why_not() if os.environ.get("L7PROXY_SYSTEMD") == "1" else "run by `make systemd-test`"
 pytestmark = pytest.mark.skipif(bool(WHY_NOT), reason=WHY_NOT)
 
@@ -45,6 +74,7 @@ pytestmark = pytest.mark.skipif(bool(WHY_NOT), reason=WHY_NOT)
 def systemd(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Booted]:
     """With l7proxy as its service, which was started by its socket's first connection."""
     units = [(path.name, path.read_text()) for path in (ROOT / "docker" / "systemd").iterdir()]
+    units.append(("store.service", STORE % STORING.strip().replace("\n", "\\n")))
     told = [(name, text.replace("ListenStream=80", f"ListenStream={PORT}")) for name, text in units]
     folder = tmp_path_factory.mktemp("systemd")
     booted = Booted(folder, told, POLICY)
@@ -55,6 +85,15 @@ def systemd(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Booted]:
         yield booted
     finally:
         booted.stop()
+
+
+def datapath() -> str:
+    """What moves the bytes on this machine."""
+    try:
+        prove_sockmap()
+    except DatapathUnavailable:
+        return "splice2"
+    return "sockmap"
 
 
 def requests(systemd: Booted, seconds: float) -> tuple[int, str]:
@@ -73,9 +112,9 @@ def test_a_connection_starts_it_and_it_is_what_the_unit_says(systemd: Booted) ->
     status = dict(re.findall(r"^(\w+):\s+(.*)$", found, re.M))
     assert "0" not in status["Uid"].split(), "not root"
     assert (status["NoNewPrivs"], status["Seccomp"]) == ("1", "2")
-    # it splices where this machine can; how else would it be known that the filters let it
+    # it splices where this machine can: nothing of the unit is in its way
     told = systemd.show("StatusText")
-    assert re.fullmatch(r"\d+ connections, 0 spliced; policy 1, sockmap", told)
+    assert re.fullmatch(rf"\d+ connections, 0 spliced; policy 1, {datapath()}", told)
 
 
 def test_a_reload_waits_for_its_outcome(systemd: Booted) -> None:
@@ -89,7 +128,7 @@ def test_a_reload_waits_for_its_outcome(systemd: Booted) -> None:
     assert systemd.show("StatusText").endswith("the last policy was refused (1 errors)")
     assert systemd.show("ActiveState") == "active"
     assert systemd.call("systemctl", "reload", "l7proxy").returncode == 0
-    assert systemd.show("StatusText").endswith("policy 3, sockmap")
+    assert systemd.show("StatusText").endswith(f"policy 3, {datapath()}")
 
 
 def test_nobody_is_refused_while_it_restarts(systemd: Booted) -> None:
@@ -113,6 +152,17 @@ def test_a_supervisor_that_hangs_is_replaced(systemd: Booted) -> None:
     assert answered, systemd.log()
     assert systemd.show("MainPID") != pid
     assert failed == "[]"
+
+
+def test_what_is_stored_is_there_after_a_restart(systemd: Booted) -> None:
+    """Connections live on in the manager's store, with the bytes that wait in them."""
+    started = systemd.call("systemctl", "start", "store.service")
+    assert started.returncode == 0, started.stderr + systemd.log()
+    assert systemd.show("StatusText", "store.service") == "stored"
+    assert systemd.show("NFileDescriptorStore", "store.service") == "2"
+    assert systemd.call("systemctl", "restart", "store.service").returncode == 0
+    assert systemd.show("StatusText", "store.service") == "pair pair before more"
+    assert systemd.show("NFileDescriptorStore", "store.service") == "0"
 
 
 def test_it_stops_in_order(systemd: Booted) -> None:
