@@ -1,12 +1,16 @@
 """What `GET /metrics` costs, with live spliced connections: `python3 -m tests.bench.scrape`.
 
 The bounds: a scrape takes less than 100 ms, and what workers use meanwhile is what they use
-without. And what a connection costs a worker to be counted, by itself.
+without. Beside that, what a connection costs a worker to be counted, and what spliced connections
+move while nobody scrapes, and while somebody does ten times a second.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
+import os
+import signal
 import socket
 import sys
 import threading
@@ -26,6 +30,8 @@ from l7proxy.telemetry.meter import Meter, counts_board, times_board
 MOST_SECONDS = 0.1
 SCRAPES = 20
 TURNS = 100_000
+ROUNDS = 5
+BLOCK = 64 * 1024  # bytes
 ACCEPT = {"Accept": "application/openmetrics-text; version=1.0.0"}
 
 POLICY = """\
@@ -36,7 +42,7 @@ backends: {{app: {{endpoints: ["127.0.0.1:{port}"]}}}}
 
 
 class Greeter:
-    """A backend that greets, keeps the connection, and says nothing more."""
+    """A backend that greets, keeps the connection, and answers each byte with a block."""
 
     def __init__(self) -> None:
         self._listener = socket.create_server(("127.0.0.1", 0), backlog=4096)
@@ -49,6 +55,16 @@ class Greeter:
             one, _ = self._listener.accept()
             one.sendall(b"hello")
             self._held.append(one)
+
+    def answer(self, number: int) -> int:
+        """Have a process of its own answer on this connection; its process id."""
+        pid = os.fork()
+        if pid == 0:
+            with contextlib.suppress(OSError):
+                while self._held[number].recv(1):
+                    self._held[number].sendall(bytes(BLOCK))
+            os._exit(0)
+        return pid
 
     def hang_up(self) -> None:
         """End all that it keeps."""
@@ -70,6 +86,39 @@ def counting() -> float:
         meter.first_byte("app", 2.0)
         meter.ended(record)
     return (time.perf_counter() - began) / TURNS * 1e6
+
+
+def moved(client: socket.socket, seconds: float) -> float:
+    """Gigabytes a second of blocks that are asked for one after the other."""
+    buffer, count = bytearray(BLOCK), 0
+    end = time.perf_counter() + seconds
+    while time.perf_counter() < end:
+        client.send(b".")
+        left = BLOCK
+        while left:
+            left -= client.recv_into(buffer, left)
+        count += BLOCK
+    return count / seconds / 1e9
+
+
+def compared(proxy: Proxy, client: socket.socket) -> tuple[float, float]:
+    """What is moved without scrapes and with them: medians of turns that alternate."""
+    rates: dict[bool, list[float]] = {False: [], True: []}
+    for turn in range(2 * ROUNDS):
+        done = threading.Event()
+
+        def scrape(done: threading.Event = done) -> None:
+            while not done.wait(0.1):
+                proxy.get("/metrics", **ACCEPT)
+
+        scraper = threading.Thread(target=scrape)
+        if turn % 2:
+            scraper.start()
+        rates[bool(turn % 2)].append(moved(client, 1.0))
+        done.set()
+        if turn % 2:
+            scraper.join()
+    return median(rates[False]), median(rates[True])
 
 
 def timed(call: Callable[[], object]) -> float:
@@ -105,6 +154,10 @@ def main() -> int:
             size = len(proxy.get("/metrics", **ACCEPT)[2])
 
         busy = used(pids, scrape)
+        answering = greeter.answer(0)
+        without, with_scrapes = compared(proxy, clients[0])
+        os.kill(answering, signal.SIGKILL)
+        os.waitpid(answering, 0)
         for client in clients:
             client.close()
         greeter.hang_up()
@@ -115,6 +168,10 @@ def main() -> int:
         f" {median(seconds) * 1000:.1f} ms, {max(seconds) * 1000:.1f} ms at the most;"
         f" workers used {busy:.2f} s of processor time during {SCRAPES + 1} of them, and"
         f" {idle:.2f} s in a second without"
+    )
+    print(
+        f"a spliced connection moves {without:.2f} GB/s in blocks of {BLOCK // 1024} KiB, and"
+        f" {with_scrapes:.2f} GB/s while ten scrapes a second are made"
     )
     return int(max(seconds) > MOST_SECONDS)
 
