@@ -9,7 +9,7 @@ import re
 from collections.abc import Callable
 from typing import Any
 
-from l7proxy.admin import Answer, Problem, Request, Router, json_answer
+from l7proxy.admin import Answer, Problem, Request, Router, description, json_answer
 from l7proxy.inquiry import FILTERS, SORTS, WORDS, Inquiry, Unanswered, told
 from l7proxy.reload import Reloader
 from l7proxy.showing import Shower, Unshown
@@ -53,6 +53,7 @@ class Operations:
         router.add("GET", "/stats", self._get_stats)
         router.add("GET", "/connections", self._connections)
         router.add("DELETE", "/connections/{id}", self._reset, body=_BODY)
+        router.add("GET", "/openapi.json", self._describe)
         router.add("GET", "/policy", self._policy)
         router.add("GET", "/loglevel", self._level)
         router.add("POST", "/loglevel", self._set_level, body=_BODY)
@@ -81,6 +82,9 @@ class Operations:
 
     async def _get_stats(self, _request: Request) -> Answer:
         return json_answer(self._stats())
+
+    async def _describe(self, _request: Request) -> Answer:
+        return Answer(200, description(), "application/json")
 
     # ---- connections
 

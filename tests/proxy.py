@@ -199,16 +199,23 @@ class Proxy:
         """What is in the policy's file."""
         return self._policy.read_text()
 
-    def ask(self, method: str, path: str, body: object = None) -> tuple[int, Any]:
-        """Status and document that the admin server answers; None where there is none."""
+    def request(
+        self, method: str, path: str, body: object = None
+    ) -> tuple[int, dict[str, str], bytes]:
+        """Status, headers by their names in lower case, and body of an admin answer."""
         data = None if body is None else json.dumps(body).encode()
         connection = _UnixConnection(str(self.admin))
         with contextlib.closing(connection):
             connection.request(method, path, data)
             response = connection.getresponse()
-            answer = response.read()
-        is_json = "json" in (response.headers.get_content_type() or "")
-        return response.status, json.loads(answer) if is_json else answer.decode() or None
+            headers = {name.lower(): value for name, value in response.getheaders()}
+            return response.status, headers, response.read()
+
+    def ask(self, method: str, path: str, body: object = None) -> tuple[int, Any]:
+        """Status and document that the admin server answers; None where there is none."""
+        status, headers, answer = self.request(method, path, body)
+        is_json = "json" in headers.get("content-type", "")
+        return status, json.loads(answer) if is_json else answer.decode() or None
 
     def connections(self, query: str = "") -> list[dict[str, Any]]:
         """`GET /connections`: the rows."""

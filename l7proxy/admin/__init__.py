@@ -17,7 +17,7 @@ behind the paths is added by `operations` and by whoever else has something to t
 from __future__ import annotations
 
 from l7proxy.admin.guard import Guard, Token
-from l7proxy.admin.message import Answer, Problem, Request, json_answer
+from l7proxy.admin.message import Answer, Problem, Request, description, json_answer
 from l7proxy.admin.page import add_page
 from l7proxy.admin.router import Router
 from l7proxy.admin.server import Admin
@@ -31,5 +31,6 @@ __all__ = [
     "Router",
     "Token",
     "add_page",
+    "description",
     "json_answer",
 ]

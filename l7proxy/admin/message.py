@@ -5,7 +5,9 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import cache
 from http import HTTPStatus
+from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qsl, unquote_to_bytes
 
@@ -88,6 +90,12 @@ def split_target(target: bytes) -> tuple[str, dict[str, str]]:
     if len(found) != len(fields):
         raise Problem(400, "a field of the query is there twice")
     return path, found
+
+
+@cache
+def description() -> bytes:
+    """`openapi.json`: every path, and what it answers."""
+    return (Path(__file__).parent / "openapi.json").read_bytes()
 
 
 def json_answer(value: object, status: int = 200) -> Answer:

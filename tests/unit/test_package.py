@@ -76,7 +76,7 @@ def test_the_wheel_holds_everything_that_runs(wheel: Path) -> None:
         if path.is_file()
     }
     assert "l7proxy/admin/page/index.html" in page
-    wanted = sources | page | {OBJECT, "l7proxy/py.typed"}
+    wanted = sources | page | {OBJECT, "l7proxy/py.typed", "l7proxy/admin/openapi.json"}
     assert wanted <= names
     extra = {name for name in names if not re.match(r"l7proxy-[^/]*\.dist-info/", name)}
     assert extra == wanted
