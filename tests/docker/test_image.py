@@ -58,6 +58,25 @@ def test_every_package_in_it_is_told_with_its_licence(engine: Engine) -> None:
     assert licences == packages - {""}
 
 
+def test_everything_that_is_imported_is_in_it(engine: Engine) -> None:
+    """Each module of l7proxy, also those that are imported only when they are needed."""
+    script = """
+import ast, importlib, pathlib, pkgutil, curses, l7proxy
+for one in pkgutil.walk_packages(l7proxy.__path__, "l7proxy."):
+    if not one.name.endswith("__main__"):
+        importlib.import_module(one.name)
+for path in pathlib.Path(l7proxy.__path__[0]).rglob("*.py"):
+    for node in ast.walk(ast.parse(path.read_text())):
+        names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+        for name in names + ([node.module] if isinstance(node, ast.ImportFrom) else []):
+            importlib.import_module(name)
+curses.setupterm("xterm-256color", 1)
+print("all there")
+"""
+    done = call("docker", "run", "--rm", "--entrypoint", "python3", IMAGE, "-c", script)
+    assert done.stdout == "all there\n", done.stderr
+
+
 def test_with_the_capabilities_it_splices(engine: Engine, doctor: Doctor) -> None:
     done = doctor(*engine.capabilities)
     assert done.returncode == 0, done.stdout
