@@ -148,6 +148,16 @@ class Scraper:
                 (("from_backend", "relay"), shared.total(Counter.RELAYED_BACKEND)),
             ],
         )
+        yield Family(
+            "l7proxy_relayed_by_reference_bytes",
+            Kind.COUNTER,
+            "Of the bytes that user space moved: those of splice(2), which it has never read.",
+            ("direction",),
+            [
+                (("from_client",), shared.total(Counter.SPLICE2_CLIENT)),
+                (("from_backend",), shared.total(Counter.SPLICE2_BACKEND)),
+            ],
+        )
         if not found:
             return
         for name, text, figure in _KERNEL:

@@ -165,6 +165,8 @@ def test_bytes_are_seen_while_they_flow(backend: Backend, datapath: str) -> None
         moved = "l7proxy_connection_bytes_total"
         assert end[moved, "direction", "from_backend"] == 5 + turns * piece
         assert end[moved, "direction", "from_client", "way", way] == turns
+        by_reference = end["l7proxy_relayed_by_reference_bytes_total", "direction", "from_client"]
+        assert by_reference == (turns if datapath == "splice2" else 0)
         if way == "kernel":
             assert end["l7proxy_drains_total"] == 2
             assert end["l7proxy_splices_total"] == 1
