@@ -11,6 +11,8 @@ A route is `name [hostname ...] > match | match`, a request `[METHOD] [host]/pat
 
 from __future__ import annotations
 
+import pytest
+
 from l7proxy.model import (
     Address,
     Backend,
@@ -109,3 +111,13 @@ def winner(one: Router, asked: Request) -> str:
     if found is None:
         return "404"
     return str(found.status) if isinstance(found, Respond) else found.route.name
+
+
+def lines(cases: dict[str, tuple[str, str]]) -> list[object]:
+    """Parameters of a test from a table of "request -> expected", by what it is about."""
+    return [
+        pytest.param(found, *map(str.strip, line.split("->")), id=f"{about}: {line.strip()}")
+        for about, (found, table) in cases.items()
+        for line in table.splitlines()
+        if line.strip()
+    ]

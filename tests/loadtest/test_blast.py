@@ -15,7 +15,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from ends import Origin
+from ends import OK, Origin, head_of, serving
 
 from loadtest import blast
 from loadtest.blast import Hold, Load, Result, Slow
@@ -325,3 +325,24 @@ def test_what_blast_does_not_understand_it_refuses(program: Path) -> None:
         done = subprocess.run([program, *words], capture_output=True, text=True, check=False)
         assert done.returncode in (1, 2)
         assert complaint in done.stderr
+
+
+def test_those_that_wait_at_the_end_for_a_moment_are_sent(program: Path) -> None:
+    """A stall of 65 ms until 5 ms after the end: two wait then, and 35 ms are left to send them."""
+
+    def behave(client: socket.socket) -> None:
+        began = 0.0
+        while head_of(client):
+            began = began or time.monotonic()
+            if time.monotonic() - began > 3.93:
+                time.sleep(max(0.0, began + 4.005 - time.monotonic()))
+            client.sendall(OK)
+
+    for _ in range(3):  # a slow machine may need more than 35 ms
+        with serving(behave) as address:
+            order = Load(to=(address,), connections=1, rate=50, warmup=0.0, seconds=4.0)
+            result = blast.measure(program, order)
+        assert result.done + result.unsent == 200
+        if not result.unsent:
+            return
+    pytest.fail(f"{result.unsent} unsent")
