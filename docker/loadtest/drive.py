@@ -58,9 +58,8 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--again",
         type=int,
-        default=2,
         metavar="N",
-        help="how often a sample that others disturbed is taken again at most (%(default)s)",
+        help="how often a sample that others disturbed is taken again at most (2; with --quick 0)",
     )
     parser.add_argument(
         "--patience",
@@ -141,7 +140,7 @@ def drive(options: argparse.Namespace, host: Host, wanted: run.Plan) -> int:
                 *(wanted, host, tools, watcher),
                 profile=options.profile,
                 patience=options.patience,
-                again=options.again,
+                again=_again(options),
             )
             try:
                 running.go()
@@ -196,6 +195,12 @@ def _head(options: argparse.Namespace, host: Host, wanted: run.Plan, tools: Benc
         seconds=tools.seconds,
         baseline=tools.baseline,
     )
+
+
+def _again(options: argparse.Namespace) -> int:
+    if options.again is None:
+        return 0 if options.quick else 2
+    return int(options.again)
 
 
 def _say(text: str) -> None:
