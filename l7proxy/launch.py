@@ -40,6 +40,7 @@ from l7proxy.probing import Backends
 from l7proxy.reload import NAMES_SECONDS, Reloader
 from l7proxy.scraping import Boards, Scraper
 from l7proxy.serving import tell
+from l7proxy.storing import restore, store
 from l7proxy.succession import Heritage
 from l7proxy.supervisor import AWAITED, EXIT_FAILED, Supervisor
 from l7proxy.telemetry import log as operational
@@ -48,7 +49,7 @@ from l7proxy.telemetry.condition import condition
 from l7proxy.telemetry.counters import Counter, Rows, SharedCounters
 from l7proxy.telemetry.health import HealthBoard
 from l7proxy.telemetry.log import event
-from l7proxy.upgrading import Upgrader
+from l7proxy.upgrading import LEAVE_SECONDS, Upgrader
 from l7proxy.watching import watch
 
 log = logging.getLogger(__name__)
@@ -78,6 +79,7 @@ class Options:
     user: str | None = None
     log_level: str = "info"
     watch: bool = False
+    keep_in_store: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,7 +110,7 @@ def run(options: Options) -> int:
     # is then loaded at once.
     signal.pthread_sigmask(signal.SIG_BLOCK, AWAITED)
     manager, passed = Manager.take(), take_passed()
-    heritage = Heritage.take()
+    heritage = Heritage.take() or restore(passed, manager)
     activation = Activation(passed) if heritage is None else heritage.activation
     seen = fingerprint(options.policy)
     first = loading.load(options.policy)
@@ -232,6 +234,28 @@ def run(options: Options) -> int:
     def upgrade() -> None:
         upgrader.request()
 
+    async def give_to_store() -> None:
+        await supervisor.give_way(LEAVE_SECONDS)
+        named = [(listener.name, one) for listener, one in reloader.serving.listeners()]
+        if store(manager, keeper, named, way.splicers, pairs):
+            log.info(event("stored", pairs=keeper.total, listeners=len(named)))
+            for _, one in named:
+                one.file = None
+            supervisor.finish()
+        else:
+            log.error("the service manager does not store: spliced connections are reset")
+            supervisor.drain()
+
+    def terminated() -> bool:
+        """SIGTERM; whether it is looked after."""
+        if not options.keep_in_store or not manager.is_there:
+            return False
+        log.info(event("going into the store", connections=shared.active()))
+        storing.append(asyncio.get_running_loop().create_task(give_to_store()))
+        return True
+
+    storing: list[asyncio.Task[None]] = []
+
     def drain() -> None:
         managing.stopping()
         reloader.stop()
@@ -254,6 +278,7 @@ def run(options: Options) -> int:
         on_hangup=hangup,
         on_rotated=rotated,
         on_upgrade=upgrade,
+        on_terminated=terminated,
         active=shared.active,
         present=partial(_present, reloader, shared),
         resets=partial(shared.total, Counter.ERROR_DRAIN_DEADLINE),
@@ -318,6 +343,8 @@ async def _serve(
     async def first() -> None:
         if heritage is not None:
             heritage.enter(keeper)
+            for slot in range(supervisor.configured if not way.splicers else 0):
+                keeper.drop(slot)  # nothing is spliced here, so nobody can adopt it
             for slot in range(supervisor.configured):
                 shared.inherit(slot, len(keeper.of(slot)))
         serving = reloader.serving
@@ -341,11 +368,12 @@ async def _serve(
     add_page(router)
     admin = Admin(router)
     places: list[Place] = []
+    replaces = heritage is not None and heritage.channel is not None
     entered = asyncio.Event()
 
     async def open_admin() -> None:
         """Where another l7proxy was until now, it may take a while to go."""
-        while heritage is not None:
+        while replaces:
             await entered.wait()
             await asyncio.sleep(_SUCCESSION_SECONDS)
             try:
@@ -363,7 +391,7 @@ async def _serve(
     if options.watch:
         beside.append(asyncio.create_task(watch(options.policy, seen, reloader.request)))
     try:
-        if heritage is None:
+        if not replaces:
             await open_admin()
         else:
             beside.append(asyncio.create_task(open_admin()))

@@ -22,9 +22,8 @@ import hashlib
 import os
 import select
 import socket
-import time
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from importlib import resources
 
 from l7proxy.datapath.sockmap import MAPS, Splicer, inherit_splicer
@@ -63,13 +62,13 @@ def layout() -> str:
 class Heritage:
     """What came from the l7proxy before; `splicers` is empty where its pairs are not adopted."""
 
-    channel: Channel
+    channel: Channel | None  # to it; None: it has gone, and what it left is `stored`
     same: bool
     activation: Activation
     passed: frozenset[str] = frozenset()  # addresses of sockets that a service manager has opened
     splicers: tuple[Splicer, ...] = ()
     pairs: int = 0  # of each of them
-    _waiting: list[Received] = field(default_factory=list)
+    stored: tuple[tuple[int, int, Kept], ...] = ()  # slot, index, pair
 
     # ---- in the new one
 
@@ -114,6 +113,10 @@ class Heritage:
 
     def enter(self, keeper: Keeper) -> int:
         """Take the place: how many pairs come with it. Raises StartupError when there is none."""
+        if self.channel is None:
+            for slot, index, one in self.stored:
+                keeper.entrust(slot, index, one)
+            return len(self.stored)
         total = 0
         try:
             self.channel.send(Ready(self.same))
@@ -169,8 +172,7 @@ def ends() -> tuple[socket.socket, socket.socket]:
 
 def _messages(end: Channel) -> Iterator[Received]:
     """What comes, one after the other, for as long as the other end has patience."""
-    while True:
-        until = time.monotonic() + PATIENCE
-        if not select.select([end], [], [], max(0.0, until - time.monotonic()))[0]:
-            return
+    poll = select.poll()  # select(2) knows no descriptor beyond 1023
+    poll.register(end, select.POLLIN)
+    while poll.poll(PATIENCE * 1000):
         yield from end.receive()

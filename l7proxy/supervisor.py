@@ -66,7 +66,8 @@ class Supervisor:
     drains have reset. `on_drain()` is called when listeners are to be closed: those that this
     process holds must be then, or clients would go on to connect to a socket that nobody accepts
     from. `on_hangup()` is what SIGHUP does, `on_rotated()` what SIGUSR1,
-    `on_upgrade()` what SIGUSR2. A child
+    `on_upgrade()` what SIGUSR2; `on_terminated()` is asked at SIGTERM, which drains if it answers
+    False. A child
     inherits what `inherited()` and, of its slot, `bequeathed(slot)` name.
     """
 
@@ -91,6 +92,7 @@ class Supervisor:
         on_hangup: Callable[[], None] = lambda: None,
         on_rotated: Callable[[], None] = lambda: None,
         on_upgrade: Callable[[], None] = lambda: None,
+        on_terminated: Callable[[], bool] = lambda: False,
         active: Callable[[], int] = lambda: 0,
         present: Callable[[], Mapping[str, int]] = dict,
         resets: Callable[[], int] = lambda: 0,
@@ -107,6 +109,7 @@ class Supervisor:
         self._on_hangup = on_hangup
         self._on_rotated = on_rotated
         self._on_upgrade = on_upgrade
+        self._on_terminated = on_terminated
         self._gives_way = False
         self._is_succeeded = False
         self._slots = [
@@ -171,6 +174,10 @@ class Supervisor:
         self._drain.is_asked = True
         self._changed.set()
 
+    def _terminate(self) -> None:
+        if self.draining or self._gives_way or not self._on_terminated():
+            self.stop()
+
     def stop(self) -> None:
         """What SIGTERM and SIGINT do: drain; the second one resets what is left.
 
@@ -191,7 +198,7 @@ class Supervisor:
         loop = asyncio.get_running_loop()
         handled = {
             signal.SIGCHLD: self._reap,
-            signal.SIGTERM: self.stop,
+            signal.SIGTERM: self._terminate,
             signal.SIGINT: self.stop,
             signal.SIGHUP: self._on_hangup,
             signal.SIGUSR1: self._on_rotated,

@@ -6,6 +6,7 @@ import fcntl
 import socket
 import threading
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 # Between fork and exec only the process itself knows its number, so it sets LISTEN_PID.
@@ -16,6 +17,9 @@ import os, sys
 fds = [int(fd) for fd in os.environ.pop("TEST_FDS").split()]
 for number, fd in enumerate(fds, 3):
     os.dup2(fd, number, inheritable=True)
+for fd in fds:
+    if fd >= 3 + len(fds):
+        os.close(fd)
 os.environ["LISTEN_PID"] = os.environ["WATCHDOG_PID"] = str(os.getpid())
 os.execv(sys.executable, [sys.executable, "-m", "l7proxy", *sys.argv[1:]])
 """,
@@ -33,12 +37,14 @@ def spare(sock: socket.socket) -> socket.socket:
     return socket.socket(fileno=fcntl.fcntl(sock.fileno(), fcntl.F_DUPFD_CLOEXEC, 100))
 
 
-def environment(names: list[str], socks: list[socket.socket], **more: str) -> dict[str, str]:
+def environment(
+    names: list[str], socks: Sequence[socket.socket | int], **more: str
+) -> dict[str, str]:
     """What the manager says of these sockets."""
     return {
         "LISTEN_FDS": str(len(socks)),
         "LISTEN_FDNAMES": ":".join(names),
-        "TEST_FDS": " ".join(str(one.fileno()) for one in socks),
+        "TEST_FDS": " ".join(str(one if isinstance(one, int) else one.fileno()) for one in socks),
         **more,
     }
 

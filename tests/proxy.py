@@ -73,6 +73,7 @@ class Proxy:
         files: int | None = None,
         entry: Sequence[str] = ("-m", "l7proxy"),
         watch: bool = False,
+        more: Sequence[str] = (),
         path: Path | None = None,
         options: Sequence[str] = (),
         environment: Mapping[str, str] | None = None,
@@ -98,6 +99,7 @@ class Proxy:
             f"--access-log={self._access}",
             f"--drain-seconds={drain_seconds:g}",
             *(["--watch"] if watch else []),
+            *more,
             *options,
         ]
         self._old = 0

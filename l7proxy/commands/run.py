@@ -108,6 +108,13 @@ def add(commands: Subparsers) -> None:
         action="store_true",
         help="reload when the files of the policy change (a file, a folder, a mounted ConfigMap)",
     )
+    run.add_argument(
+        "--keep-in-store",
+        action="store_true",
+        help="on SIGTERM, give listeners and spliced connections into the service manager's store"
+        " of descriptors, for whoever starts next (systemctl restart), instead of draining; needs"
+        " FileDescriptorStoreMax=",
+    )
     run.set_defaults(command=_run)
 
 
@@ -128,6 +135,7 @@ def _run(options: argparse.Namespace) -> int:
             user=options.user,
             log_level=options.log_level,
             watch=options.watch,
+            keep_in_store=options.keep_in_store,
         )
     )
 

@@ -63,6 +63,11 @@ class Activation:
                 return adopt(one.sock.dup(), listener.address, one.address)
         return None
 
+    @property
+    def addresses(self) -> frozenset[str]:
+        """Where they listen."""
+        return frozenset(str(one.address) for one in self._sockets)
+
     def unused(self, listeners: Iterable[Listener]) -> list[str]:
         """Each socket that no listener has: its name and address. Clients wait there for nobody."""
         wanted = list(listeners)

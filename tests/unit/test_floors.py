@@ -36,7 +36,7 @@ FLOORS: tuple[tuple[frozenset[str], ...], ...] = (
         frozenset({"child", "draining", "keeper"}),
         frozenset({"worker", "supervisor", "prober", "admin", "loading", "serving", "watching"}),
         frozenset({"inquiry", "reload", "showing", "succession"}),
-        frozenset({"managing", "upgrading"}),
+        frozenset({"managing", "storing", "upgrading"}),
         frozenset({"operations"}),
     ),
     (
