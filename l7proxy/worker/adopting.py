@@ -21,6 +21,7 @@ where it happened:
 from __future__ import annotations
 
 import dataclasses
+import gc
 import logging
 import os
 import socket
@@ -51,6 +52,7 @@ log = logging.getLogger(__name__)
 _CLOSE = 7
 _SHUT = frozenset((4, 5, 6, 9, 11))  # FIN_WAIT1, FIN_WAIT2, TIME_WAIT, LAST_ACK, CLOSING
 
+_SIDES = (Side.CLIENT, Side.BACKEND)  # to go through an Enum takes as long as a system call
 _LOOKS = 1000  # at a source that goes on to receive: nobody reads, so its window ends that
 _NO_LIMIT = 1 << 62
 
@@ -63,10 +65,12 @@ def adopt(worker: Worker, kept: Mapping[int, Kept]) -> Adopted:
     """Take over all pairs in `kept`; what is impossible to go on with is reset."""
     adopting = _Adopting(worker)
     refused = 0
+    gc.disable()  # all of it stays: to look through it again and again would take as long as that
     try:
         for index, pair in kept.items():
             refused += not adopting.adopt(index, pair)
     finally:
+        gc.enable()
         adopting.close()
     return Adopted(len(kept) - refused, refused)
 
@@ -159,13 +163,13 @@ class _Adopting:
         """
         pair = connection.pair
         assert isinstance(pair, SplicedPair)
-        states = [tcp_info(connection.end(side)).state for side in Side]
-        for side in Side:
+        states = [tcp_info(connection.end(side)).state for side in _SIDES]
+        for side in _SIDES:
             if states[side] == _CLOSE and not pair.ended_well(side):
                 is_client = side is Side.CLIENT
                 connection.abort(Reason.CLIENT_RESET if is_client else Reason.BACKEND_RESET)
                 return
-        for side in Side:
+        for side in _SIDES:
             if states[side.other] in _SHUT or states[side.other] == _CLOSE:
                 connection.session.on_flow(side, FlowEvent.FIN)
                 connection.session.on_flow(side, FlowEvent.BALANCED)
@@ -174,7 +178,7 @@ class _Adopting:
         if connection.session.finished:
             connection.on(Event.FINISHED)
             return
-        for side in Side:
+        for side in _SIDES:
             if connection.session.is_open and connection.session.flows[side] is not Flow.FINISHED:
                 pair.go_on(side)
 
@@ -199,8 +203,5 @@ class _Adopting:
 
 def _socket(fd: int) -> socket.socket:
     sock = socket.socket(fileno=fd)
-    if sock.family not in (socket.AF_INET, socket.AF_INET6) or sock.type != socket.SOCK_STREAM:
-        sock.close()
-        raise OSError(f"descriptor {fd} is no TCP socket")
     sock.setblocking(False)
     return sock
