@@ -25,7 +25,7 @@ exit codes:
   1  nobody could be asked
 """
 
-_LISTED = 500  # connections that are asked for at a time
+_LISTED = 200  # connections that are asked for at a time
 
 
 def add(commands: Subparsers) -> None:

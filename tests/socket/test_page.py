@@ -318,6 +318,8 @@ def test_connections_are_sorted_and_filtered(page: Browser, site: Site) -> None:
         "it.value = '192.0.2.3 SPLICED'; it.dispatchEvent(new Event('input'))"
     )
     assert clients() == ["3"]
+    page.run("it.value = 'nobody'; it.dispatchEvent(new Event('input'))")
+    shown(page, "#connections-more", "nothing is like that")
     until(lambda: site.query == {"limit": "100", "sort": "age"}, "what the order needs is asked")
     page.run("it.value = 'way:relay route:api'; it.dispatchEvent(new Event('input'))")
     assert len(clients()) == 6
@@ -542,6 +544,7 @@ def test_a_proxy_that_runs(page: Browser, site: Site) -> None:
     with Proxy(POLICY.replace("{port}", str(refusing_port())), "copy") as proxy:
         site.told |= {"/stats": proxy.stats}
         site.told["/connections"] = lambda: proxy.ask("GET", "/connections?sort=bytes")[1]
+        site.told["/policy"] = lambda: proxy.ask("GET", "/policy")[1]
         page.visit(site.url)
         host, port = proxy.address("web")
         shown(page, "#listeners", f"{host}:{port}")
@@ -556,5 +559,8 @@ def test_a_proxy_that_runs(page: Browser, site: Site) -> None:
         page.until("document.querySelectorAll('#figures dd')[9].textContent === '4 in all'")
         assert text(page, "#condition h2") == "Healthy"
         assert [row[:1] for row in rows(page, "backends")] == [["nobody"]]
+        page.until("document.querySelectorAll('#routes tbody tr').length === 2")
+        assert [row[:2] for row in rows(page, "routes")] == [["nobody", "web"], ["home", "web"]]
+        assert rows(page, "routes")[0][4].endswith("policy.yaml:4")
         assert page.complaints() == []
         proxy.stop()

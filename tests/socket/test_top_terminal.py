@@ -157,6 +157,8 @@ def test_the_document_is_for_scripts(watched: Proxy, client: str) -> None:
     assert found["live"]["connections"] == found["connections_total"] == 1
     assert [one["client"] for one in found["connections"]] == [client]
     assert found["rates"]["accepted"] == 0
+    assert [one["name"] for one in found["routes"]] == ["nobody", "home"]
+    assert found["routes"][0]["place"].endswith("policy.yaml:4")
     assert found["seconds"] >= 0.2
     assert json.loads(once(watched, "--json", "--limit=0"))["connections"] == []
 

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -431,6 +433,13 @@ def test_the_document_for_scripts() -> None:
     assert found["routes"] == [
         {"name": "r", "listeners": "web", "splice": "x", "place": "p.yaml:7", "why": "y"}
     ]
+
+
+def test_the_readme_has_each_key_of_the_document() -> None:
+    readme = (Path(__file__).resolve().parents[2] / "README.md").read_text()
+    (told,) = re.findall(r"its keys are added to, never renamed: (.*?)\n\n", readme, re.S)
+    keys = set(re.findall(r"`(\w+)`", told))
+    assert as_document(picture(), limit=2).keys() <= keys
 
 
 def test_what_is_not_known_is_null() -> None:

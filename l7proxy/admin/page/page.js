@@ -23,6 +23,7 @@ import { Table } from "./table.js";
 const EVERY = 1000; // ms between two readings of /stats
 const EVERY_LIST = 2000; // ms between two of /connections, which workers have to answer
 const PATIENCE = 5000; // ms that an answer may take
+const PATIENCE_POLICY = 60000; // thousands of routes take their time
 const LISTED = 100; // connections that are asked for
 const MINUTE = 60; // readings: what went wrong lately
 const FIGURES = ["kernel", "user", "spliced", "relayed", "early", "accepted", "errors"];
@@ -39,8 +40,8 @@ const write = (node, text) => {
 
 // --- asking
 
-async function ask(path) {
-    const signal = AbortSignal.timeout(PATIENCE);
+async function ask(path, patience = PATIENCE) {
+    const signal = AbortSignal.timeout(patience);
     const response = await fetch(path, { signal, cache: "no-store" });
     if (!response.ok) throw new Error(`${path} answered ${response.status}`);
     return response.json();
@@ -174,9 +175,9 @@ const state = {
     reading: null, // {stats, at}: the newest
     rates: null,
     endpoints: [],
-    routes: { generation: -1, rows: [], failed: false },
+    routes: { generation: -1, rows: [], asking: false },
     errors: [], // of the last minute, oldest first
-    listed: { rows: [], total: 0, seen: new Map(), failed: "", at: -Infinity },
+    listed: { rows: [], total: 0, seen: new Map(), failed: "", silent: 0, at: -Infinity },
     sort: { by: "rate", descending: true },
     lost: null, // {since, why}: nobody answers
 };
@@ -259,8 +260,11 @@ function showCharts() {
     charts.events.draw([read.accepted, read.errors], history.step, span);
 }
 
+const noneOf = (text) => (text.trim() ? "nothing is like that" : undefined);
+
 function showBackends() {
-    const rows = filtered(state.endpoints, $("backends-filter").value, (row) => [
+    const text = $("backends-filter").value;
+    const rows = filtered(state.endpoints, text, (row) => [
         row.backend,
         named(row),
         row.state,
@@ -269,7 +273,7 @@ function showBackends() {
     rows.forEach((row, number) => {
         row.again = number > 0 && rows[number - 1].backend === row.backend;
     });
-    tables.backends.show(rows);
+    tables.backends.show(rows, noneOf(text));
 }
 
 function showListeners() {
@@ -278,13 +282,14 @@ function showListeners() {
 }
 
 function showRoutes() {
-    const rows = filtered(state.routes.rows, $("routes-filter").value, (row) => [
+    const text = $("routes-filter").value;
+    const rows = filtered(state.routes.rows, text, (row) => [
         row.name,
         ...row.listeners,
         row.splice,
         row.file,
     ]);
-    tables.routes.show(rows);
+    tables.routes.show(rows, noneOf(text));
 }
 
 function showErrors() {
@@ -306,8 +311,9 @@ function showConnections() {
         idle: (row) => row.idle_seconds,
     }[by];
     const rank = (row) => (Number.isFinite(value(row)) ? value(row) : -1);
-    const { rows, total, failed } = state.listed;
-    const { words } = chosen($("connections-filter").value);
+    const { rows, total, failed, silent } = state.listed;
+    const text = $("connections-filter").value;
+    const { words } = chosen(text);
     const found = filtered(rows, words, (row) => [
         row.client,
         row.listener,
@@ -317,9 +323,10 @@ function showConnections() {
         row.state,
     ]).sort((one, other) => (descending ? rank(other) - rank(one) : rank(one) - rank(other)));
     tables.connections.sorted(by, descending);
-    tables.connections.show(found);
+    tables.connections.show(found, noneOf(text));
     const most = by === "age" || by === "idle" ? by : "bytes";
     if (failed) write($("connections-more"), failed);
+    else if (silent > 0) write($("connections-more"), `workers that did not answer: ${silent}`);
     else if (total > rows.length) {
         const hint = "choose others with route:NAME, backend:NAME, client:ADDRESS, way:relay …";
         const told = `${rows.length} of ${count(total)}, those with most ${most}; ${hint}`;
@@ -353,10 +360,16 @@ function takeStats(stats, at) {
 
 async function takeRoutes() {
     const { generation } = state.reading.stats.policy;
-    if (state.routes.generation === generation) return;
-    const policy = await ask("policy");
-    state.routes = { generation, rows: policy.routes };
-    showRoutes();
+    if (state.routes.generation === generation || state.routes.asking) return;
+    state.routes.asking = true;
+    try {
+        const policy = await ask("policy", PATIENCE_POLICY);
+        state.routes = { generation, rows: policy.routes, asking: false };
+        showRoutes();
+    } catch (error) {
+        state.routes.asking = false; // the next reading tries again
+        write($("routes-more"), String(error.message ?? error));
+    }
 }
 
 async function takeConnections() {
@@ -369,7 +382,8 @@ async function takeConnections() {
     const query = new URLSearchParams({ ...fields, limit: LISTED, sort: order });
     const found = await ask(`connections?${query}`);
     const { rows, seen } = connections(found.connections, state.listed.seen, Date.now() / 1000);
-    state.listed = { rows, seen, total: found.total, failed: "", at: now };
+    const silent = found.silent_workers?.length ?? 0;
+    state.listed = { rows, seen, total: found.total, failed: "", silent, at: now };
     showConnections();
 }
 
@@ -395,7 +409,7 @@ async function once() {
     showBackends();
     showListeners();
     showErrors();
-    await takeRoutes().catch((error) => write($("routes-more"), String(error.message ?? error)));
+    takeRoutes(); // nothing waits for it
     if (isLiveSeen) {
         await takeConnections().catch((error) => {
             state.listed.failed = String(error.message ?? error);

@@ -3,7 +3,7 @@
 export class Table {
     /**
      * `columns` are {label, cell, [number], [mark], [wide], [title]}: `cell(row)` is text, `mark(row)`
-     * a word out of this page's own, `wide` leaves the column out on a narrow screen. `sorts` names
+     * a word out of this page's own, `wide` leaves the column out on a narrow screen, `sorts` names
      * the column's order for `onSort`.
      */
     constructor(id, columns, { most = 200, none = "none", onSort = null } = {}) {
@@ -45,8 +45,8 @@ export class Table {
         });
     }
 
-    /** Show these rows; `total` is how many there are altogether. */
-    show(rows, total = rows.length) {
+    /** Show these rows, the first ones if they are too many; `none` is said where there are none. */
+    show(rows, none = this.none) {
         const shown = rows.slice(0, this.most);
         while (this.body.rows.length > shown.length) this.body.deleteRow(-1);
         while (this.body.rows.length < shown.length) this.grow();
@@ -61,9 +61,9 @@ export class Table {
                 if (cell.title !== title) cell.title = title;
             });
         });
-        const left = total - shown.length;
+        const left = rows.length - shown.length;
         const more = left > 0 ? `${left.toLocaleString("en")} more: filter to see them` : "";
-        const text = total === 0 ? this.none : more;
+        const text = rows.length === 0 ? none : more;
         if (this.note.textContent !== text) this.note.textContent = text;
     }
 
