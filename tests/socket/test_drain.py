@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import http.client
+import os
 import re
 import signal
 import socket
@@ -14,7 +15,8 @@ from contextlib import closing
 from pathlib import Path
 
 import pytest
-from proxy import Proxy, until
+from peers import Backend, Peer, connect
+from proxy import DATAPATHS, Proxy, until
 from servers import Server
 
 from l7proxy import supervisor
@@ -38,6 +40,14 @@ backends:
 def policy() -> Iterator[str]:
     with Server("app") as app, Server("stream", stream=True) as stream:
         yield POLICY.format(app=app.address, stream=stream.address)
+
+
+@pytest.fixture
+def own_backend() -> Iterator[Backend]:
+    backend = Backend()
+    yield backend
+    backend.close()
+    backend.finish()
 
 
 def opened(proxy: Proxy, listener: str = "raw") -> socket.socket:
@@ -100,6 +110,48 @@ def test_who_is_left_is_told_of_and_counted(policy: str) -> None:
         assert "stopped connections_reset=3" in proxy.log()
         reasons = [record["reason"] for record in proxy.records()]
         assert sorted(reasons) == ["done"] + ["drain_deadline"] * 3
+
+
+@pytest.mark.kernel
+def test_a_worker_that_dies_while_it_leaves_is_replaced_and_its_connections_go_on(
+    own_backend: Backend,
+) -> None:
+    def echo(peer: Peer) -> None:
+        while data := peer.sock.recv(65536):
+            peer.send(data)
+
+    own_backend.play(echo)
+    text = POLICY.format(app="127.0.0.1:1", stream=f"127.0.0.1:{own_backend.port}")
+    with Proxy(text, "sockmap", options=["--drain-delay=60"]) as proxy:
+        with connect(proxy.address("raw")) as client:
+            for _ in range(3):
+                assert client.send(b"ping").read(4) == b"ping"
+            until(lambda: proxy.stats()["pairs"]["spliced"] == 1, "it is spliced")
+            until(lambda: proxy.stats()["kept"]["pairs"] == 1, "it is kept")
+            proxy.signal(signal.SIGTERM)
+            until(lambda: proxy.stats()["drain"]["phase"] == "leaving", "it leaves")
+            (victim,) = proxy.workers
+            os.kill(victim, signal.SIGKILL)
+            until(lambda: proxy.workers not in ([], [victim]), "another worker")
+            until(lambda: proxy.stats()["kept"]["adopted"] == 1, "it is adopted")
+            assert client.send(b"pong").read(4) == b"pong"
+            client.half_close()
+            assert client.ending() == "end"
+        proxy.signal(signal.SIGTERM)
+        assert proxy.wait() == 0
+
+
+@pytest.mark.parametrize("datapath", DATAPATHS)
+def test_what_dies_with_a_worker_that_drains_was_reset(policy: str, datapath: str) -> None:
+    with Proxy(policy, datapath) as proxy:
+        with opened(proxy) as one:
+            proxy.signal(signal.SIGTERM)
+            until(lambda: "draining connections=1" in proxy.log(), "it drains")
+            os.kill(proxy.workers[0], signal.SIGKILL)
+            with pytest.raises(ConnectionResetError):
+                one.recv(1)
+        assert proxy.wait() == 3
+        assert "stopped connections_reset=1" in proxy.log()
 
 
 @pytest.mark.parametrize("phase", ["leaving", "draining"])
