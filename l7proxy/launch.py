@@ -129,6 +129,7 @@ def run(options: Options) -> int:
     boards = Boards.make(workers)
     health = HealthBoard(workers + 2)  # a slot for each worker, the prober, and the supervisor
     reloader = Reloader(options.policy, first, Rows(shared), activation)
+    reloader.user = None if account is None else account.uid
     if heritage is not None:
         heritage.settle(iter(reloader.serving.sockets.values()))
     else:

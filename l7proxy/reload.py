@@ -31,6 +31,7 @@ from l7proxy.errors import StartupError
 from l7proxy.loading import Result
 from l7proxy.net.activation import Activation
 from l7proxy.net.channel import ChannelBroken
+from l7proxy.net.interception import make_spares
 from l7proxy.net.listen import ListeningSocket
 from l7proxy.net.messages import (
     Abandon,
@@ -41,6 +42,7 @@ from l7proxy.net.messages import (
     Resolved,
     Retire,
     Sockets,
+    Spare,
     Unprepared,
 )
 from l7proxy.serving import Opener, Refused, Serving, changes, tell
@@ -58,6 +60,7 @@ COMMIT_SECONDS = 10.0  # ... to swap it
 GRACE = 1.0  # seconds in which handshakes that are under way reach a socket that is to go
 
 _FDS = 200  # sockets in one message
+_SPARES = 128  # sockets to dial with that a worker gets at a time
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,6 +110,7 @@ class Reloader:
         self._news: dict[str, tuple[str, ...]] = {}  # of `resolved`, what workers were not told yet
         self.resolved: dict[str, tuple[str, ...]] = {}
         self.on_request: Callable[[asyncio.Future[Outcome]], None] = lambda _outcome: None
+        self.user: int | None = None  # whom workers run as, if not as we do
         self.pairs: int | None = None  # that the BPF maps hold, if there are any
         self.current: Serving | None = None
         try:
@@ -156,8 +160,21 @@ class Reloader:
                 self._failure = self._failure or message.why
             case Committed() if message.generation == self.serving.number:
                 self._committed.add(slot)
+            case Spare():
+                self._make_spares(slot, message)
             case _:
                 pass  # about a policy that was given up
+
+    def _make_spares(self, slot: int, wanted: Spare) -> None:
+        """A worker can dial as whom it likes with these: only where the policy wants it to."""
+        keeps = any(
+            one.transparent is not None and one.transparent.keep_client_address
+            for one in self.serving.manifest.listeners
+        )
+        made = make_spares(_SPARES, ipv6=wanted.ipv6, user=self.user) if keeps else []
+        self.supervisor.send(slot, wanted, [one.fileno() for one in made])
+        for one in made:
+            one.close()
 
     def _resolve(self, names: dict[str, tuple[str, ...]]) -> None:
         """The prober talks to DNS servers, so what it says is looked at before it is passed on."""

@@ -43,19 +43,23 @@ class DialError(OSError):
         return self.errno in _OURS
 
 
-def start(address: SocketAddress, *, speaks: bool = False) -> socket.socket:
+def start(
+    address: SocketAddress, *, speaks: bool = False, sock: socket.socket | None = None
+) -> socket.socket:
     """Begin to connect; returns a non-blocking socket with Nagle's algorithm off.
 
     The socket resets on close (`reset_on_close`): until a stream is known to be complete, nobody
     may see a clean end of it. A unix socket knows no reset; its other side sees an end. `speaks`:
     there are bytes to be sent as soon as it is connected; they carry the ACK that ends the
-    handshake, which is one segment less (`tcp_rcv_synsent_state_process`, "pingpong"). Raises
-    DialError when it fails at once, OSError (EMFILE, ENFILE) when there is no descriptor.
+    handshake, which is one segment less (`tcp_rcv_synsent_state_process`, "pingpong"). `sock`: one
+    that is bound already. Raises DialError when it fails at once, OSError (EMFILE, ENFILE) when
+    there is no descriptor.
     """
     if isinstance(address, UnixAddress):
         return _start_unix(address)
-    family = socket.AF_INET6 if address.is_ipv6 else socket.AF_INET
-    sock = socket.socket(family, socket.SOCK_STREAM | socket.SOCK_NONBLOCK, 0)
+    if sock is None:
+        family = socket.AF_INET6 if address.is_ipv6 else socket.AF_INET
+        sock = socket.socket(family, socket.SOCK_STREAM | socket.SOCK_NONBLOCK, 0)
     try:
         if speaks:
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_QUICKACK, 0)

@@ -12,6 +12,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import errno
 import socket
 import struct
@@ -68,6 +69,35 @@ def make_transparent(sock: socket.socket) -> None:
         if error.errno in (errno.EPERM, errno.EACCES):
             said = "CAP_NET_ADMIN is missing; add it, or write `transparent: redirect`"
         raise StartupError(f"cannot take what TPROXY brings: {said}") from error
+
+
+def make_spares(number: int, *, ipv6: bool, user: int | None) -> list[socket.socket]:
+    """So many sockets that may dial with any address, or as many as can be made.
+
+    They are of `user`: what dials from them is told apart by that (`skuid` of nftables, which looks
+    at who opened the file; and `Owners`).
+    """
+    if user is None:
+        return _spares(number, ipv6=ipv6)
+    libc = ctypes.CDLL(None)
+    before = libc.setfsuid(user)  # takes away capabilities for files only (capabilities(7))
+    try:
+        return _spares(number, ipv6=ipv6)
+    finally:
+        libc.setfsuid(before)
+
+
+def _spares(number: int, *, ipv6: bool) -> list[socket.socket]:
+    made: list[socket.socket] = []
+    family = socket.AF_INET6 if ipv6 else socket.AF_INET
+    try:
+        while len(made) < number:
+            made.append(socket.socket(family, socket.SOCK_STREAM | socket.SOCK_NONBLOCK))
+            make_transparent(made[-1])
+    except (OSError, StartupError):
+        if made:
+            made.pop().close()
+    return made
 
 
 class OwnAddresses:

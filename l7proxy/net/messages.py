@@ -242,6 +242,16 @@ class Adopted:
 
 
 @dataclass(frozen=True, slots=True)
+class Spare:
+    """From a worker: it needs sockets that may dial with a client's address; and back, with them.
+
+    No descriptors with it: none could be made, or the policy in force has no use for them.
+    """
+
+    ipv6: bool
+
+
+@dataclass(frozen=True, slots=True)
 class Leave:
     """Another l7proxy takes this one's place: hand over what is spliced, end the rest soon."""
 
@@ -309,11 +319,11 @@ MOST_PAIRS = 100
 
 TO_WORKER = (
     *(Sockets, Prepare, Commit, Abandon, Retire, Resolved, Rotated),
-    *(ListConnections, ResetConnection, LogLevel, Dropped, Leave),
+    *(ListConnections, ResetConnection, LogLevel, Dropped, Leave, Spare),
 )
 FROM_WORKER = (
     *(Prepared, Unprepared, Committed, Connections, WasReset),
-    *(Spliced, Ended, Adopted),
+    *(Spliced, Ended, Adopted, Spare),
 )
 TO_PROBER = (Probe, LogLevel)
 FROM_PROBER = (Resolved,)

@@ -147,7 +147,7 @@ def _marks(plan: Plan) -> Iterator[str]:
         rules = ["meta l4proto != tcp accept"]
         if plan.keeps:  # the answers of a backend that is here have to come back
             who = f"meta skuid {_set(plan.users)}"
-            rules.append(f"{_SYN} {who} fib saddr type != local {keep}")
+            rules.append(f"{_SYN} {who} fib saddr type != local {keep} accept")
         rules.append(f"ct mark & {plan.mark:#x} == {plan.mark:#x} {mark} accept")
         if outbound:
             rules += ['oifname "lo" accept', _NO_SYN, *_left_alone(plan, Way.OUTBOUND)]

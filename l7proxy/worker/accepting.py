@@ -132,6 +132,12 @@ class Accepting:
         """The open listeners."""
         return list(self._listeners.values())
 
+    @property
+    def keeps_clients(self) -> bool:
+        """Whether backends are dialled with clients' addresses."""
+        fronts = (one.front.intercepted for one in self._listeners.values())
+        return any(one is not None and one.keeps_client for one in fronts)
+
     def sockets(self) -> dict[int, socket.socket]:
         """The listening sockets that are open, by number."""
         return {number: one.sock for number, one in self._listeners.items()}

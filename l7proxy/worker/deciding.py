@@ -30,7 +30,7 @@ from l7proxy.model import (
 )
 from l7proxy.responses import local_response, redirect_response, static_response
 from l7proxy.session import Event, State
-from l7proxy.worker.front import admit, served, socket_address, timeouts_of
+from l7proxy.worker.front import admit, peer_of, served, socket_address, timeouts_of
 from l7proxy.worker.sending import Sending
 
 if TYPE_CHECKING:
@@ -138,6 +138,7 @@ class Deciding:
         connection.spliceable &= decision.splice is not Splice.NEVER
         host = connection.client_host
         connection.dialing.choose(decision, head, host, None, self._destination)
+        self._keep_client()
         connection.brief = one_request or not head.keep_alive
         connection.upgrades = head.upgrade is not None
         upgrades = decision.splice is Splice.UPGRADE
@@ -172,9 +173,22 @@ class Deciding:
         connection.spliceable &= decision.splice is not Splice.NEVER
         host = connection.client_host
         connection.dialing.choose(decision, None, host, hello, self._destination)
+        self._keep_client()
         self._go(route, outgoing)
         unread = connection.session.state is State.NEW
         connection.on(Event.ACCEPTED_UNREAD if unread else Event.ROUTED)
+
+    def _keep_client(self) -> None:
+        """Have backends dialled with the address that the connection is from, where that is asked.
+
+        Not with what a trusted proxy says: nobody would bring the answers back.
+        """
+        intercepted = self._connection.listener.front.intercepted
+        if intercepted is not None and intercepted.keeps_client:
+            try:
+                self._connection.dialing.source = peer_of(self._connection.client.getpeername())[0]
+            except OSError:
+                pass  # the client is gone already, which is found out soon
 
     def _go(
         self,

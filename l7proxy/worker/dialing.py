@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING
 from l7proxy import cookies
 from l7proxy.errors import Reason
 from l7proxy.health import Failure
-from l7proxy.model import Address, Forward, Hello, Protocol, Requested
+from l7proxy.model import Address, Forward, Hello, Protocol, Requested, SocketAddress
 from l7proxy.net import dial
 from l7proxy.session import Event
 from l7proxy.worker.groups import Group, Place
@@ -31,6 +31,9 @@ ATTEMPT_DELAY = 0.25
 """Seconds; RFC 8305 section 8: "Connection Attempt Delay ... recommended value: 250 milliseconds".
 The calendar's ticks make it up to an eighth of a second more."""
 
+SPARE_DELAY = 0.005
+"""Seconds until a socket that can have a client's address is looked for again."""
+
 _GONE = select.EPOLLERR | select.EPOLLHUP
 
 _WHY = {
@@ -39,6 +42,10 @@ _WHY = {
     Reason.UNRESOLVED: "the names of the backend's endpoints have not been resolved",
     Reason.CIRCUIT_OPEN: "the backend has all the connections that it takes",
 }
+
+
+def _same_family(host: str, address: SocketAddress) -> bool:
+    return isinstance(address, Address) and address.is_ipv6 is (":" in host)
 
 
 class _Attempt:
@@ -78,6 +85,8 @@ class Dialing:
         "_raced",
         "_remembered",
         "_seconds",
+        "_waited",
+        "source",
     )
 
     def __init__(self, connection: Connection) -> None:
@@ -87,6 +96,7 @@ class Dialing:
         self._is_dialling = False  # counted there as well
         self._place: Place | None = None  # where it is connected to
         self._attempts = _NO_ATTEMPTS  # by descriptor
+        self.source = ""  # the address to dial with; "": this machine's own
 
     def choose(
         self,
@@ -123,6 +133,7 @@ class Dialing:
         self._race = _NO_RACE
         self._race_at = 0.0
         self._raced = _NO_PLACES  # whom the race has reached
+        self._waited = 0  # times, for a socket that can have another's address
 
     def resume(self, group: Group | None, endpoint: str) -> None:
         """It was dialled by another worker, which has died: count it as one of this one's."""
@@ -234,8 +245,12 @@ class Dialing:
         self._dials += 1
         sock = None
         try:
-            sending = connection.sending
-            sock = dial.start(address, speaks=sending is not None and sending.speaks)
+            sending, spare = connection.sending, None
+            if self.source and _same_family(self.source, address):
+                spare = connection.worker.spares.take(self.source)
+                if spare is None:
+                    return self._wait_for_spare(place)
+            sock = dial.start(address, speaks=sending is not None and sending.speaks, sock=spare)
             connected = dial.progress(sock, address)
             if not connected and not dial.must_ask(address):
                 connection.worker.register(sock.fileno(), select.EPOLLOUT, connection)
@@ -274,6 +289,20 @@ class Dialing:
         if connected:
             del self._attempts[sock.fileno()]
             self._won(place, sock, registered=not dial.must_ask(place.member.address))
+
+    def _wait_for_spare(self, place: Place) -> bool:
+        """Try again in a while, when sockets have come; whether there is a point in it."""
+        place.leave()
+        self._dials -= 1
+        self._waited += 1
+        if self._waited * SPARE_DELAY > self._seconds:
+            self._failure = Reason.DESCRIPTORS
+            self._order, self._race = _NOBODY, _NO_RACE
+            return False
+        self._order = chain((place,), self._order)
+        worker = self._connection.worker
+        worker.calendar.set(self._connection, worker.now + SPARE_DELAY)
+        return True
 
     def _won(self, place: Place, sock: socket.socket, *, registered: bool) -> None:
         connection, group = self._connection, self._group

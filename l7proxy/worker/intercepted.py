@@ -37,6 +37,7 @@ class Intercepted:
 
     def __init__(self, transparent: Transparent, own: OwnAddresses) -> None:
         """`own` are the addresses that l7proxy listens on."""
+        self.keeps_client = transparent.keep_client_address
         self._mode = transparent.mode
         self._own = own
         self._told: set[str] = set()

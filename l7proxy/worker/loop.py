@@ -41,6 +41,7 @@ from l7proxy.worker.leaving import Leaving
 from l7proxy.worker.longlived import LongLived
 from l7proxy.worker.reloading import Reloading
 from l7proxy.worker.setup import WorkerSetup
+from l7proxy.worker.spares import Spares
 from l7proxy.worker.spliced import SplicedPair
 from l7proxy.worker.timers import Calendar
 
@@ -105,6 +106,9 @@ class Worker:
         self.accepting.start(setup)
         self._reloading = Reloading(self, setup.control_fd)
         self.keeping = Keeping(self, self._reloading.say)
+        self.spares = Spares(self._reloading.say)
+        if self.accepting.keeps_clients:
+            self.spares.prime()
         if self.splicer is not None:
             self.splicer.start(setup.kept)
             self.register(self.splicer.event_fd, select.EPOLLIN, _Ring(self))

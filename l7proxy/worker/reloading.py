@@ -43,6 +43,7 @@ from l7proxy.net.messages import (
     Retire,
     Rotated,
     Sockets,
+    Spare,
     Unprepared,
     WasReset,
 )
@@ -180,6 +181,9 @@ class Reloading:
         message, fds = received.message, received.fds
         if isinstance(message, Rotated):
             self._rotate(fds)
+            return
+        if isinstance(message, Spare):
+            self._worker.spares.put(message.ipv6, fds)
             return
         if not received.is_whole:
             self._has_lost = True

@@ -6,7 +6,7 @@ import socket
 from collections.abc import Iterator
 
 import pytest
-from pod import FAR, OUTSIDE, PAYLOAD, POD, Pod, as_nobody, exchange
+from pod import FAR, OUTSIDE, PAYLOAD, POD, Pod, as_nobody, dribble, exchange
 from proxy import Proxy
 
 from loadtest import netns
@@ -63,7 +63,7 @@ def _servers(pod: Pod) -> None:
 def test_outbound_goes_where_it_was_going(pod: Pod, proxy: Proxy) -> None:
     client = pod.dial(pod.pod, OUTSIDE[4], 9000)
     port = client.getsockname()[1]
-    answer = exchange(client)
+    answer = exchange(client, sent=dribble(client))
     assert answer.whole
     assert (answer.name, answer.near, answer.port) == ("web", OUTSIDE[4], 9000)
     record = proxy.record(port)
@@ -72,7 +72,8 @@ def test_outbound_goes_where_it_was_going(pod: Pod, proxy: Proxy) -> None:
     assert record["client"] == f"{POD[4]}:{port}"
     assert record["destination"] == record["endpoint"] == f"{OUTSIDE[4]}:9000"
     assert record["bytes_in"] == len(PAYLOAD)
-    assert record["datapath"] in (proxy.datapath, "copy")  # what fits one read is not spliced
+    assert record["datapath"] == proxy.datapath
+    assert bool(record["kernel_in"]) is (proxy.datapath == "sockmap")
 
 
 def test_outbound_of_ipv6(pod: Pod, proxy: Proxy) -> None:

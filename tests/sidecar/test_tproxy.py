@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import pytest
-from pod import FAR, OUTSIDE, POD, Pod, exchange
+from pod import FAR, OUTSIDE, POD, Pod, dribble, exchange
 from proxy import Proxy
 
 pytestmark = pytest.mark.net
@@ -18,12 +18,19 @@ listeners:
     protocol: TCP
     transparent: {mode: tproxy, direction: outbound, ports: [7100]}
   in: {address: "*:15106", protocol: TCP, transparent: {mode: tproxy, direction: inbound}}
+  in-kept:
+    address: "*:15107"
+    protocol: TCP
+    transparent: {mode: tproxy, direction: inbound, ports: [8002, 8003], keepClientAddress: true}
 routes:
+  - {name: named, matches: [{destinations: ["*:8003"]}], listeners: [in-kept],
+     backendRefs: [{name: app}]}
   - {name: near, matches: [{destinations: ["203.0.113.0/24:1", "[fd78::/64]:1"]}], listeners: [out],
      backendRefs: [{name: db}]}
   - {name: odd, listeners: [out-odd], backendRefs: [{name: db}]}
 backends:
   db: {endpoints: [10.77.1.1:7001]}
+  app: {endpoints: [10.77.1.2:8001]}
 """
 
 
@@ -37,6 +44,7 @@ def proxy(pod: Pod, request: pytest.FixtureRequest) -> Iterator[Proxy]:
 def _servers(pod: Pod) -> None:
     for family in (4, 6):
         pod.serve(f"app{family}", pod.pod, POD[family], 8001)
+        pod.serve(f"kept{family}", pod.pod, POD[family], 8002)
         pod.serve(f"far{family}", pod.outside, FAR[family], 9001)
     pod.serve("db", pod.outside, OUTSIDE[4], 7001)
 
@@ -75,6 +83,30 @@ def test_inbound_goes_to_the_application(pod: Pod, proxy: Proxy, family: int) ->
     assert (answer.whole, answer.name, answer.near) == (True, f"app{family}", POD[family])
     record = proxy.record(mine)
     assert (record["listener"], record["backend"]) == ("in", "passthrough")
+
+
+@pytest.mark.parametrize("family", [4, 6])
+def test_the_application_sees_the_client(pod: Pod, proxy: Proxy, family: int) -> None:
+    for _ in range(3):
+        client = pod.dial(pod.outside, POD[family], 8002)
+        mine = client.getsockname()[1]
+        answer = exchange(client, sent=dribble(client))
+        assert (answer.whole, answer.name) == (True, f"kept{family}")
+        assert (answer.peer, answer.near) == (OUTSIDE[family], POD[family])
+    record = proxy.record(mine)
+    assert (record["listener"], record["reason"]) == ("in-kept", "done")
+    assert record["datapath"] == "sockmap"
+    assert record["kernel_in"] > 0
+
+
+def test_a_backend_of_the_policy_sees_the_client(pod: Pod, proxy: Proxy) -> None:
+    answer = exchange(pod.dial(pod.outside, POD[4], 8003))
+    assert (answer.whole, answer.name, answer.peer) == (True, "app4", OUTSIDE[4])
+
+
+@pytest.mark.parametrize("family", [4, 6])
+def test_others_see_the_proxy(pod: Pod, proxy: Proxy, family: int) -> None:
+    assert exchange(pod.dial(pod.outside, POD[family], 8001)).peer == POD[family]
 
 
 @pytest.mark.parametrize("family", [4, 6])

@@ -129,7 +129,7 @@ def test_tproxy_in_both_directions() -> None:
     mark = "meta mark set meta mark | 0x40"
     assert found["outgoing"][2:] == [
         "tcp flags & (fin | syn | rst | ack) == syn meta skuid { 1337 } fib saddr type != local"
-        " ct mark set ct mark | 0x40",
+        " ct mark set ct mark | 0x40 accept",
         f"ct mark & 0x40 == 0x40 {mark} accept",
         'oifname "lo" accept',
         "tcp flags & (fin | syn | rst | ack) != syn accept",
