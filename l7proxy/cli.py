@@ -10,10 +10,14 @@ from collections.abc import Callable, Sequence
 from l7proxy import __version__
 from l7proxy.commands import (
     check,
+    connections,
     diff,
     doctor,
+    drain,
     explain,
     health,
+    loglevel,
+    policy,
     reload,
     run,
     schema,
@@ -23,7 +27,10 @@ from l7proxy.commands import (
 )
 from l7proxy.errors import L7ProxyError
 
-_VERBS = (run, reload, upgrade, top, health, check, explain, diff, schema, doctor, sidecar)
+_VERBS = (
+    *(run, reload, upgrade, drain, top, connections, policy, loglevel, health),
+    *(check, explain, diff, schema, doctor, sidecar),
+)
 
 _ABOUT = """\
 l7proxy is a layer-7 TCP proxy. It reads the first request of a connection, decides from a policy

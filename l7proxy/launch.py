@@ -378,7 +378,8 @@ async def _serve(
             await entered.wait()
             await asyncio.sleep(_SUCCESSION_SECONDS)
             try:
-                places.extend(open_places(options.admin, options.admin_token_file))
+                found = open_places(options.admin, options.admin_token_file, insists=True)
+                places.extend(found)
                 break
             except StartupError as error:
                 log.debug(event("no admin server yet", why=error))

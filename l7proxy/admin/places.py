@@ -27,15 +27,17 @@ class Place:
     guard: Guard
 
 
-def open_places(asked: Sequence[str] | None, token_file: str | None) -> list[Place]:
+def open_places(
+    asked: Sequence[str] | None, token_file: str | None, *, insists: bool = False
+) -> list[Place]:
     """Open all of them; None: the one where operators look for it. Raises StartupError.
 
-    Nobody has asked for the latter, so it is done without where it cannot be: another l7proxy may
-    be there.
+    Nobody has asked for the latter, so unless it `insists` it is done without where it cannot be:
+    another l7proxy may be there.
     """
     token = find_token(token_file)
     if asked is None:
-        return _open_default(token)
+        return _open_default(token, insists=insists)
     if NOWHERE in asked:
         if len(asked) > 1:
             raise StartupError(f"--admin {NOWHERE}: and another place; leave one of them out")
@@ -51,14 +53,14 @@ def open_places(asked: Sequence[str] | None, token_file: str | None) -> list[Pla
     return places
 
 
-def _open_default(token: Token | None) -> list[Place]:
+def _open_default(token: Token | None, *, insists: bool) -> list[Place]:
     where = default_place()
     if where is None:
         return []
     try:
         return [_open(where, token)]
     except StartupError as error:
-        if "L7PROXY_ADMIN" in os.environ:
+        if insists or "L7PROXY_ADMIN" in os.environ:
             raise
         log.warning(
             event("no admin server", why=error, remedy="choose another place with --admin, or off")
@@ -72,11 +74,11 @@ def _open(where: str, token: Token | None) -> Place:
 
 
 def find_token(file: str | None) -> Token | None:
-    """The token in this file, or in the environment, which has it no more then; None: neither.
+    """The token in this file, or in the environment; None: neither. Raises StartupError.
 
-    Raises StartupError.
+    The file is the better place: workers are forks, and have the environment in their memory.
     """
-    text = os.environ.pop(TOKEN_VARIABLE, None)
+    text = os.environ.get(TOKEN_VARIABLE)
     if file is None:
         return None if text is None else Token(text)
     try:
