@@ -24,9 +24,7 @@ from l7proxy.telemetry.counters import Counter, SharedCounters
 from l7proxy.telemetry.endpoints import Endpoints
 from l7proxy.telemetry.exposition import OPENMETRICS, TEXT, Family, Kind, render, wants_openmetrics
 from l7proxy.telemetry.meter import Meter, counts_board, times_board
-from l7proxy.telemetry.series import OTHER, SeriesBoard
-
-MOST_LISTENERS = 512  # with a gauge of their own
+from l7proxy.telemetry.series import SeriesBoard
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,7 +98,7 @@ class Scraper:
             [((__version__, self._datapath), 1)],
         )
         yield from families.counted(self._boards.counts)
-        yield from self._listeners()
+        yield self._listeners()
         yield from families.totals(self._shared)
         yield from self._kernel()
         yield from families.timed(self._boards.times)
@@ -112,21 +110,13 @@ class Scraper:
 
     # ---- connections and bytes
 
-    def _listeners(self) -> Iterator[Family]:
+    def _listeners(self) -> Family:
         serving = self._reloader.serving
-        samples = [
-            ((listener.name,), self._shared.present(row))
-            for listener, row in zip(serving.manifest.listeners, serving.rows, strict=True)
-        ]
-        rest = sum(active for _, active in samples[MOST_LISTENERS:])
-        if len(samples) > MOST_LISTENERS:
-            samples[MOST_LISTENERS:] = [((OTHER,), rest)]
-        yield Family(
-            "l7proxy_listener_connections",
-            Kind.GAUGE,
-            "Connections that live now.",
-            ("listener",),
-            samples,
+        return families.listeners(
+            [
+                ((listener.name,), self._shared.present(row))
+                for listener, row in zip(serving.manifest.listeners, serving.rows, strict=True)
+            ]
         )
 
     def _kernel(self) -> Iterator[Family]:

@@ -13,6 +13,9 @@ from l7proxy.telemetry.counters import Counter, SharedCounters
 from l7proxy.telemetry.exposition import Distribution, Family, Kind, Labels
 from l7proxy.telemetry.series import OTHER, Key, SeriesBoard
 
+LISTENERS = 512
+"""Listeners with a gauge of their own."""
+
 _CONNECTION = ("listener", "route", "backend", "endpoint")
 
 _COUNTED: dict[str, tuple[str, str, Labels]] = {
@@ -159,6 +162,20 @@ def totals(shared: SharedCounters) -> Iterator[Family]:
         "Open pairs of a client and a backend, by what moves their bytes now.",
         ("way",),
         [(("kernel",), spliced), (("relay",), relayed)],
+    )
+
+
+def listeners(live: Sequence[tuple[Labels, int]]) -> Family:
+    """Connections that live now, by listener; those of more than `LISTENERS` together."""
+    samples = list(live[:LISTENERS])
+    if len(live) > LISTENERS:
+        samples.append(((OTHER,), sum(active for _, active in live[LISTENERS:])))
+    return Family(
+        "l7proxy_listener_connections",
+        Kind.GAUGE,
+        "Connections that live now.",
+        ("listener",),
+        samples,
     )
 
 

@@ -114,6 +114,15 @@ def test_what_a_worker_wrote_amiss_is_left_out(desk: Desk) -> None:
     assert all(not samples for samples in found.values())
 
 
+def test_listeners_beyond_the_bound_are_others() -> None:
+    most = families.LISTENERS
+    live = [((f"l{number}",), 2) for number in range(most + 3)]
+    assert dict(families.listeners(live[:most]).samples).keys() == {key for key, _ in live[:most]}
+    found = dict(families.listeners(live).samples)
+    assert len(found) == most + 1
+    assert found["_other",] == 6
+
+
 # ---- backends
 
 

@@ -151,6 +151,39 @@ def test_odd_labels(board: SeriesBoard, labels: tuple[str, ...]) -> None:
     assert read(board)[found] == 2
 
 
+def test_no_count_is_lost_where_many_claim_at_once() -> None:
+    board = SeriesBoard(4, rows=30, words=1)
+    names = [f"name-{number}" for number in range(50)]
+    waiting, go = os.pipe()
+
+    def race(process: int) -> None:
+        slot = board.slot(process, other)
+        os.close(go)
+        os.read(waiting, 1)
+        for turn in range(2_000):
+            count(slot, names[(turn * 7 + process * 13) % len(names)])
+
+    pids = []
+    for process in range(4):
+        pid = os.fork()
+        if pid == 0:
+            code = 1
+            try:
+                race(process)
+                code = 0
+            finally:
+                os._exit(code)
+        pids.append(pid)
+    os.close(waiting)
+    os.close(go)  # all begin
+    assert [os.waitpid(pid, 0)[1] for pid in pids] == [0] * 4
+    found = read(board)
+    assert sum(found.values()) == 8_000
+    assert len(found) == 31
+    assert all(value == 160 for key, value in found.items() if key != ("_other",))
+    board.close()
+
+
 def test_a_full_table_is_searched_a_little_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(series, "LOOKS", 2)
     board = SeriesBoard(1, rows=5, words=1)
