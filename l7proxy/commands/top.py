@@ -6,7 +6,7 @@ import argparse
 import sys
 from typing import TYPE_CHECKING
 
-from l7proxy.commands.client import add_admin, add_token, ask, wanted
+from l7proxy.commands.client import AskError, add_admin, add_token, ask, wanted
 from l7proxy.commands.common import Subparsers, print_json
 
 if TYPE_CHECKING:
@@ -135,6 +135,8 @@ class _Asking:
         from l7proxy.top.views import chosen
 
         stats = wanted(self._options, "GET", "/stats")
+        if not isinstance(stats, dict) or "condition" not in stats:
+            raise AskError("what answers there is no l7proxy of this version")
         at = time.monotonic()
         fields, _ = chosen(look.filters[0])
         query = urlencode({**fields, "limit": self._listed, "sort": look.asks})

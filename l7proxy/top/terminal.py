@@ -70,6 +70,8 @@ class Asker(threading.Thread):
                     self.trouble = ""
                 except L7ProxyError as error:
                     self.trouble = str(error)
+                except Exception as error:  # an answer of another version: the screen says so
+                    self.trouble = f"{type(error).__name__}: {error}"
             self._wake.wait(max(0.05, self.look.seconds - (time.monotonic() - begun)))
             self._wake.clear()
 

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import http.server
 import json
 import socket
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
 
 import pytest
@@ -161,6 +163,32 @@ def test_the_document_is_for_scripts(watched: Proxy, client: str) -> None:
     assert found["routes"][0]["place"].endswith("policy.yaml:4")
     assert found["seconds"] >= 0.2
     assert json.loads(once(watched, "--json", "--limit=0"))["connections"] == []
+
+
+def test_another_program_there_is_an_error_in_a_line(tmp_path: object) -> None:
+    class Other(http.server.BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.send_response(200)
+            self.send_header("Content-Type", "application/json")
+            self.end_headers()
+            self.wfile.write(b"{}")
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    with http.server.HTTPServer(("127.0.0.1", 0), Other) as server:
+        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05})
+        thread.start()
+        done = subprocess.run(
+            [sys.executable, "-m", "l7proxy", "top", f"--admin=127.0.0.1:{server.server_port}"],
+            capture_output=True,
+            text=True,
+            timeout=60,
+        )
+        server.shutdown()
+        thread.join()
+    assert done.returncode == 1
+    assert "no l7proxy of this version" in done.stderr
 
 
 def test_nobody_there_is_an_error_in_a_line(tmp_path: object) -> None:

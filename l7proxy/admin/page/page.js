@@ -42,7 +42,9 @@ const write = (node, text) => {
 
 async function ask(path, patience = PATIENCE) {
     const signal = AbortSignal.timeout(patience);
-    const response = await fetch(path, { signal, cache: "no-store" });
+    // not relative to the page's own address: with a password in it, fetch refuses
+    const url = new URL(path, location.origin + location.pathname);
+    const response = await fetch(url, { signal, cache: "no-store" });
     if (!response.ok) throw new Error(`${path} answered ${response.status}`);
     return response.json();
 }
