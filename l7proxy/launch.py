@@ -33,7 +33,7 @@ from l7proxy.model import Datapath, Listener
 from l7proxy.net import bundle, privileges
 from l7proxy.net.activation import Activation
 from l7proxy.net.channel import Received
-from l7proxy.net.messages import FROM_PROBER, FROM_WORKER, Rotated
+from l7proxy.net.messages import FROM_PROBER, FROM_WORKER, Rotated, Stop
 from l7proxy.net.systemd import Manager, take_passed
 from l7proxy.operations import Operations
 from l7proxy.probing import Backends
@@ -278,6 +278,7 @@ def run(options: Options) -> int:
         on_drain=drain,
         on_hangup=hangup,
         on_rotated=rotated,
+        stop_message=Stop(),
         on_upgrade=upgrade,
         on_terminated=terminated,
         active=shared.active,

@@ -62,7 +62,7 @@ VARIABLES: tuple[Variable, ...] = (
     _v("uri", "its path and its query", "HU"),
     _v("query", "its query, with the `?`", "HQ", "q"),
     _v("version", "its version, `HTTP/1.1`", "HV", "H"),
-    _v("request", "its request line", "r", "r"),
+    _v("request", "its request line, with the query", "r", "r"),
     _v(HEADER, "a header of it, `%[req.hdr(User-Agent)]`", "", "{NAME}i"),
     _v("sni", "the server name of a ClientHello"),
     _v("alpn", "its ALPN protocols"),

@@ -12,8 +12,8 @@ while it is wanted: the prober. Four facts behind it:
   or does not read what it is told, is killed and replaced.
 - A dead child's sockets are closed before its parent can reap it (exit_files comes before
   exit_notify), so its slot is free the moment that waitpid answers.
-- The workers are another user's. Root in a container without CAP_KILL may not signal them, so
-  there is a second way to send one off: to close its channel.
+- The workers are another user's. Root in a container without CAP_KILL may not signal them, so a
+  message says the same (`stop_message`); and the last way to send one off is to close its channel.
 """
 
 from __future__ import annotations
@@ -91,6 +91,7 @@ class Supervisor:
         on_drain: Callable[[], None] = lambda: None,
         on_hangup: Callable[[], None] = lambda: None,
         on_rotated: Callable[[], None] = lambda: None,
+        stop_message: object | None = None,
         on_upgrade: Callable[[], None] = lambda: None,
         on_terminated: Callable[[], bool] = lambda: False,
         active: Callable[[], int] = lambda: 0,
@@ -108,6 +109,7 @@ class Supervisor:
         self._on_drain = on_drain
         self._on_hangup = on_hangup
         self._on_rotated = on_rotated
+        self._stop_message = stop_message
         self._on_upgrade = on_upgrade
         self._on_terminated = on_terminated
         self._gives_way = False
@@ -463,7 +465,7 @@ class Supervisor:
             slot.cancel_restart()
 
     def _signal_all(self, number: signal.Signals) -> bool:
-        """Signal every worker; False if that is not permitted, and they were hung up on."""
+        """Signal every worker; False if that is not permitted, and they were told otherwise."""
         permitted = True
         for slot in self._slots:
             if not slot.pid:
@@ -472,7 +474,10 @@ class Supervisor:
                 os.kill(slot.pid, number)  # not reaped yet, so the number is still its own
             except PermissionError:
                 permitted = False
-                self._hang_up(slot)
+                if number is process.STOP and self._stop_message is not None:
+                    slot.send(self._stop_message)
+                else:
+                    self._hang_up(slot)
         return permitted
 
     def _hang_up(self, slot: Child) -> None:

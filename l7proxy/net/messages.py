@@ -127,6 +127,11 @@ class Rotated:
 
 
 @dataclass(frozen=True, slots=True)
+class Stop:
+    """The same as `process.STOP`, where the supervisor may not signal: end; again: at once."""
+
+
+@dataclass(frozen=True, slots=True)
 class Probe:
     """To the prober: look after the backends of this policy (`net.bundle`); it comes along."""
 
@@ -318,7 +323,7 @@ MOST_PAIRS = 100
 """Pairs in one message: each has two descriptors, and the kernel takes 253."""
 
 TO_WORKER = (
-    *(Sockets, Prepare, Commit, Abandon, Retire, Resolved, Rotated),
+    *(Sockets, Prepare, Commit, Abandon, Retire, Resolved, Rotated, Stop),
     *(ListConnections, ResetConnection, LogLevel, Dropped, Leave, Spare),
 )
 FROM_WORKER = (

@@ -128,6 +128,10 @@ class Worker:
     def _on_signal(self, _number: int, _frame: object) -> None:
         self._stops += 1
 
+    def told_to_stop(self) -> None:
+        """The same, of a supervisor that may not send the signal."""
+        self._stops += 1
+
     # ---- the loop
 
     def run(self) -> int:

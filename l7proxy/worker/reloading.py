@@ -44,6 +44,7 @@ from l7proxy.net.messages import (
     Rotated,
     Sockets,
     Spare,
+    Stop,
     Unprepared,
     WasReset,
 )
@@ -210,6 +211,8 @@ class Reloading:
                 self._worker.leave()
             case Dropped():
                 self._worker.keeping.dropped(message.pairs)
+            case Stop():
+                self._worker.told_to_stop()
             case Resolved():
                 self._worker.resolve(message.names)
             case ListConnections():

@@ -482,20 +482,28 @@ def test_what_does_not_end_is_reset(tmp_path: Path, policy: str, seconds: str, a
 @pytest.mark.skipif(
     os.geteuid() != 0 or shutil.which("setpriv") is None, reason="needs root and setpriv"
 )
-def test_root_that_may_not_signal_its_workers_still_ends_them(policy: str) -> None:
+@pytest.mark.parametrize("ends", [True, False], ids=["ends by itself", "deadline"])
+def test_root_that_may_not_signal_its_workers_drains_them(policy: str, ends: bool) -> None:
     """As in a container with `--cap-drop ALL`: workers are another user's, and CAP_KILL is gone."""
     tied = ["setpriv", "--bounding-set=-kill", "--"]
-    with Running(policy, "--datapath", "copy", prefix=tied) as proxy:
+    seconds = "20" if ends else "0.5"
+    with Running(policy, "--datapath", "copy", "--drain-seconds", seconds, prefix=tied) as proxy:
         with socket.create_connection(proxy.address("raw"), 10) as client:
             client.sendall(b"x")
             assert client.recv(1) == b"x"
             proxy.process.send_signal(signal.SIGTERM)
-            with pytest.raises(ConnectionResetError):
-                client.recv(1)
-        code, _ = proxy.ended()
-    assert code == 3
-    assert "not permitted to signal a worker" in proxy.log
-    assert "--cap-add KILL" in proxy.log
+            proxy.wait_for("draining connections=1")
+            if ends:
+                assert refused(proxy.address("raw"))
+                client.sendall(b"still here")
+                assert client.recv(100) == b"still here"
+            else:
+                with pytest.raises(ConnectionResetError):
+                    client.recv(1)
+        code, records = proxy.ended()
+    assert code == (0 if ends else 3)
+    assert records[0]["reason"] == ("done" if ends else "drain_deadline")
+    assert f"stopped connections_reset={0 if ends else 1}" in proxy.log
     assert "Traceback" not in proxy.log
 
 

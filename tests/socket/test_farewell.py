@@ -103,7 +103,7 @@ def test_who_waits_for_nothing_is_told_the_end(own_backend: Backend, datapath: s
         ]
 
 
-@pytest.mark.parametrize("datapath", DATAPATHS)
+@pytest.mark.parametrize("datapath", [DATAPATHS[0], "copy"])
 def test_what_was_not_read_yet_is_not_lost(own_backend: Backend, datapath: str) -> None:
     size = 300_000
 
@@ -122,7 +122,7 @@ def test_what_was_not_read_yet_is_not_lost(own_backend: Backend, datapath: str) 
         assert proxy.wait() == 0
 
 
-@pytest.mark.parametrize("datapath", DATAPATHS)
+@pytest.mark.parametrize("datapath", [DATAPATHS[0], "copy"])
 def test_a_backend_that_does_not_take_the_hint(own_backend: Backend, datapath: str) -> None:
     """A request that comes too late is never left without a word; who waits is reset at the end."""
 
