@@ -22,6 +22,7 @@ from l7proxy.model import Hello, Request
 
 FOLDER = Path(__file__).resolve().parents[1] / "policies"
 SAMPLES = sorted(path.name for path in FOLDER.glob("*.yaml"))
+TRANSPARENT = {"sidecar-interception.yaml"}  # nobody can connect to it: tests/sidecar
 
 _LINE = re.compile(r"^#   (?P<what>\S.*?) +-> (?P<says>.*)$", re.MULTILINE)
 _SAYS = re.compile(

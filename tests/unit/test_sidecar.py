@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import os
+from pathlib import Path
 
 import pytest
 
 from l7proxy import cli
 from l7proxy.config import check_text
+from l7proxy.routing import chosen
 from l7proxy.sidecar import SidecarError
 from l7proxy.sidecar.plan import Plan, plan
 from l7proxy.sidecar.ruleset import of, ruleset
@@ -201,3 +203,64 @@ def test_words_of_the_command_line(capsys: pytest.CaptureFixture[str]) -> None:
             cli.main(["sidecar", "enable", "p.yaml", wrong])
         assert stop.value.code == 2
     assert "is no single bit such as 0x40" in capsys.readouterr().err
+
+
+SAMPLE = "policies/sidecar-interception.yaml"
+
+
+def said(capsys: pytest.CaptureFixture[str], *arguments: str, code: int = 0) -> str:
+    assert cli.main(arguments) == code
+    output = capsys.readouterr()
+    return output.out + output.err
+
+
+def test_explain_goes_by_destination(capsys: pytest.CaptureFixture[str]) -> None:
+    text = said(capsys, "explain", SAMPLE, "tcp", "outbound", "--destination", "10.1.2.3:5432")
+    assert "route     database at " in text
+    assert "match     destination 10.0.0.0/8:5432 or [fd00::/8]:5432 at " in text
+    assert "(unmatched): its priority is -1000001, the winner's 0" in text
+    text = said(capsys, "explain", SAMPLE, "tcp", "outbound", "--destination", "[2001:db8::1]:443")
+    assert "route     (unmatched), which comes with a transparent listener" in text
+    assert "goes to   passthrough 100%: [2001:db8::1]:443" in text
+    assert "it is for 10.0.0.0/8:5432, [fd00::/8]:5432, and the connection" in text
+
+
+def test_explain_wants_to_know_the_destination(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    text = said(capsys, "explain", SAMPLE, "tcp", "outbound", code=1)
+    assert "say so with --destination" in text
+    plain = tmp_path / "plain.yaml"
+    plain.write_text(
+        "listeners: {raw: {address: 127.0.0.1:1, protocol: TCP}}\n"
+        "routes: [{name: all, backendRefs: [{name: app}]}]\n"
+        "backends: {app: {endpoints: [127.0.0.1:2]}}\n"
+    )
+    asked = ("explain", str(plain), "tcp", "raw", "--destination", "10.0.0.1:1")
+    assert "listener raw is not transparent" in said(capsys, *asked, code=1)
+
+
+def test_diff_asks_for_destinations(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    other = tmp_path / "other.yaml"
+    text = Path(SAMPLE).read_text()
+    other.write_text(
+        text.replace('"10.0.0.0/8:5432"', '"10.0.0.0/9:5432"').replace("[22]", "[22, 23]")
+    )
+    found = said(capsys, "diff", SAMPLE, str(other), code=1)
+    assert "transparent.exceptPorts: [22] -> [22, 23]" in found
+    assert "database (backend pooler) -> (unmatched) (backend passthrough)" in found
+    assert "a connection to 10.255.255.255:5432" in found
+
+
+def test_a_listener_that_only_goes_by_destination_splices_whole_connections() -> None:
+    report = check_text(
+        """\
+listeners: {out: {address: "*:1", transparent: redirect}}
+routes: [{name: db, matches: [{destinations: ["*:81"]}], backendRefs: [{name: app}]}]
+backends: {app: {endpoints: [127.0.0.1:9000]}}
+"""
+    )
+    assert report.policy is not None
+    choice = chosen(report.policy, report.policy.listeners["out"])
+    assert {str(one.mode) for one in choice.values()} == {"connection"}
+    assert "were going to the same place" in choice["db"].why
