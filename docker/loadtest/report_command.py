@@ -1,4 +1,4 @@
-"""`loadtest report`: Markdown and HTML of a results file that is there."""
+"""`loadtest report`: Markdown and HTML of results files that are there."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 
 from . import report
 from .hosts import LoadTestError
-from .results import ResultsError, read
+from .results import ResultsError, merged, read
 
 
 def add(subparsers: Any) -> None:
@@ -17,9 +17,10 @@ def add(subparsers: Any) -> None:
     parser = subparsers.add_parser(
         "report",
         help="Markdown and HTML of raw results",
-        description="Tables and plots of raw results. Without options: Markdown on stdout.",
+        description="Tables and plots of raw results, of several runs together where they are of "
+        "different workloads. Without options: Markdown on stdout.",
     )
-    parser.add_argument("results", type=Path, metavar="RESULTS.json")
+    parser.add_argument("results", type=Path, nargs="+", metavar="RESULTS.json")
     parser.add_argument("--html", type=Path, metavar="FILE", help="one page, with the plots")
     parser.add_argument("--markdown", type=Path, metavar="FILE", help="the tables")
     parser.set_defaults(command=_report)
@@ -27,7 +28,7 @@ def add(subparsers: Any) -> None:
 
 def _report(options: argparse.Namespace) -> int:
     try:
-        found = read(options.results)
+        found = merged([read(path) for path in options.results])
         if options.html:
             options.html.write_text(report.html(found), encoding="utf-8")
         if options.markdown:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -173,6 +173,38 @@ def _sample(raw: Mapping[str, Any]) -> Sample:
     if fields.get("histogram") is not None:
         fields["histogram"] = [(latency, count) for latency, count in fields["histogram"]]
     return Sample(**fields)
+
+
+def merged(runs: Sequence[Results]) -> Results:
+    """Several runs of different workloads as one; ResultsError where they are not alike.
+
+    Nothing is compared across runs: a ratio is one within a round, and no workload is in two runs.
+    """
+    first = runs[0]
+    for name in ("kernel", "processors", "network", "settings", "workers", "rounds", "seconds"):
+        values = {getattr(run.head, name) for run in runs}
+        if len(values) > 1:
+            raise ResultsError(f"not one run: {name} is {' and '.join(map(str, values))}")
+    contenders: dict[str, ContenderInfo] = {}
+    for run in sorted(runs, key=lambda run: -len(run.contenders)):
+        for one in run.contenders:
+            known = contenders.setdefault(one.name, one)
+            if known.version != one.version:
+                raise ResultsError(f"not one run: {one.name} is {known.version} and {one.version}")
+    workloads: dict[str, WorkloadInfo] = {}
+    for run in runs:
+        taken = {sample.workload for sample in run.samples}
+        for workload in (one for one in run.workloads if one.name in taken):
+            if workload.name in workloads:
+                raise ResultsError(f"{workload.name} is in two of the runs")
+            workloads[workload.name] = workload
+    head = replace(
+        first.head,
+        command="; ".join(run.head.command for run in runs),
+        baseline=max(run.head.baseline for run in runs),
+    )
+    samples = [sample for run in runs for sample in run.samples]
+    return Results(head, list(contenders.values()), list(workloads.values()), samples)
 
 
 def write(results: Results, path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -96,3 +97,39 @@ def test_a_run_is_complete_when_each_sample_was_valid_at_one_of_its_tries() -> N
     assert not results.complete([first, Sample("stream", "direct", 2, "saturation")])
     assert not results.complete([first, Sample("stream", "haproxy-tcp", 1, "saturation")])
     assert not results.complete([first, Sample("connect", "direct", 1, "saturation")])
+
+
+def _run(workload: str, *names: str, version: str = "1", **head: object) -> Results:
+    one = _results()
+    return Results(
+        replace(one.head, **head),  # type: ignore[arg-type]
+        [ContenderInfo(name, name, version, False, "") for name in names],
+        [WorkloadInfo(workload, workload, "request", "rate")],
+        [Sample(workload, name, 1, "saturation") for name in names],
+    )
+
+
+def test_runs_of_different_workloads_make_one() -> None:
+    few = _run("connect", "direct", command="a", baseline=0.1)
+    more = _run("stream", "direct", "haproxy-tcp", command="b", baseline=0.2)
+    both = results.merged([few, more])
+    assert both.head.command == "a; b"
+    assert both.head.baseline == 0.2
+    assert [one.name for one in both.contenders] == ["direct", "haproxy-tcp"]
+    assert [one.name for one in both.workloads] == ["connect", "stream"]
+    assert len(both.samples) == 3
+    assert results.merged([few]) == few
+
+
+@pytest.mark.parametrize(
+    ("other", "said"),
+    [
+        (_run("connect", "direct"), "connect is in two of the runs"),
+        (_run("stream", "direct", version="2"), "direct is 1 and 2"),
+        (_run("stream", "direct", workers=7), "workers is"),
+        (_run("stream", "direct", rounds=9), "rounds is"),
+    ],
+)
+def test_runs_that_are_not_alike_are_not_made_one(other: Results, said: str) -> None:
+    with pytest.raises(ResultsError, match=said):
+        results.merged([_run("connect", "direct"), other])
