@@ -83,9 +83,9 @@ def restore(passed: tuple[Passed, ...], manager: Manager) -> Heritage | None:
         for one in ours
         if one.name.startswith(_LISTENING + ".")
     ]
-    theirs = Activation(fresh).addresses
-    heritage = Heritage(None, same=False, activation=Activation([*fresh, *listening]))
-    heritage.passed = theirs
+    activation = Activation([*fresh, *listening])
+    heritage = Heritage(None, same=False, activation=activation)
+    heritage.passed = activation.addresses({one.fd for one in fresh})
     fds = [one.fd for one in ours if one.name == _PAIRS]
     try:
         state = json.loads(channel.unseal(by_name[_STATE]))

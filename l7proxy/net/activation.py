@@ -16,7 +16,7 @@ addresses has but one name for them.
 from __future__ import annotations
 
 import socket
-from collections.abc import Iterable
+from collections.abc import Container, Iterable
 from dataclasses import dataclass
 
 from l7proxy.errors import StartupError
@@ -63,10 +63,9 @@ class Activation:
                 return adopt(one.sock.dup(), listener.address, one.address)
         return None
 
-    @property
-    def addresses(self) -> frozenset[str]:
-        """Where they listen."""
-        return frozenset(str(one.address) for one in self._sockets)
+    def addresses(self, fds: Container[int]) -> frozenset[str]:
+        """Where those of these descriptors listen."""
+        return frozenset(str(one.address) for one in self._sockets if one.sock.fileno() in fds)
 
     def unused(self, listeners: Iterable[Listener]) -> list[str]:
         """Each socket that no listener has: its name and address. Clients wait there for nobody."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import socket
 import struct
@@ -17,11 +18,12 @@ from activating import Journal, environment, listening
 from answering import ask
 from proxy import Proxy, until
 
+from l7proxy import storing
 from l7proxy.errors import StartupError
 from l7proxy.model import Address, Listener, UnixAddress
 from l7proxy.net.activation import Activation
 from l7proxy.net.listen import open_listener, prepare_late
-from l7proxy.net.systemd import Passed
+from l7proxy.net.systemd import Manager, Passed
 
 Activate = Callable[..., Activation]
 
@@ -224,3 +226,16 @@ def test_a_socket_that_a_reload_leaves_goes_on_to_listen_and_can_come_back(tmp_p
                 proxy.reload(policy)
                 assert waiting.result(10) == "here"
             proxy.stop()
+
+
+def test_a_socket_that_comes_beside_what_was_stored_stays_open() -> None:
+    with listening() as web, open("/dev/null") as state:
+        given = (passed("web", web), Passed("l7proxy-state", os.dup(state.fileno())))
+        heritage = storing.restore(given, Manager())
+        assert heritage is not None
+        with closing(heritage.activation) as activation:
+            assert heritage.passed == {str(address(web))}
+            found = activation.open(Listener("web", address(web)))
+            assert found is not None
+            with closing(found), socket.create_connection(web.getsockname(), 5):
+                found.sock.accept()[0].close()

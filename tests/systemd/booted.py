@@ -8,6 +8,7 @@ shuts anything down.
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -55,6 +56,12 @@ exec env -i PATH="$PATH" container=test SYSTEMD_UNIT_PATH="$BOOTED/units" "$SYST
     --unit=basic.target --log-target=console --show-status=no --crash-reboot=no </dev/null
 """
 
+_LOG = """\
+[Service]
+StandardOutput=append:/run/services.log
+StandardError=append:/run/services.log
+"""
+
 _PROGRAM = """\
 #!/usr/bin/python3
 import sys
@@ -81,6 +88,10 @@ class Booted:
             (places / f"{name}.target").write_text(f"[Unit]\nDescription={name}\n")
         for name, text in units:
             (places / name).write_text(text)
+            drop_in = places / f"{name}.d"
+            if name.endswith(".service"):  # there is no journal
+                drop_in.mkdir()
+                (drop_in / "log.conf").write_text(_LOG)
         (folder / "boot").write_text(_BOOT)
         (folder / "l7proxy").write_text(_PROGRAM)
         (folder / "l7proxy").chmod(0o755)
@@ -145,9 +156,17 @@ class Booted:
         """A property of a unit."""
         return self.call("systemctl", "show", "-P", name, unit).stdout.strip()
 
+    def until(self, name: str, pattern: str, unit: str = "l7proxy.service") -> None:
+        """Wait until a property is as it should be."""
+        end = time.monotonic() + SECONDS
+        while not re.fullmatch(pattern, found := self.show(name, unit)):
+            assert time.monotonic() < end, f"{name} is {found}: {self.log()[-2000:]}"
+            time.sleep(0.2)
+
     def log(self) -> str:
-        """What systemd said."""
-        return (self._folder / "log").read_text(errors="replace")
+        """What systemd said, and the services."""
+        said = (self._folder / "log").read_text(errors="replace")
+        return said + self.call("tail", "-n", "30", "/run/services.log").stdout
 
     def stop(self) -> None:
         """End it and all that runs in it."""

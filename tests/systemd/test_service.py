@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import pytest
 
@@ -14,9 +16,43 @@ from l7proxy.errors import DatapathUnavailable
 from .booted import ROOT, Booted, why_not
 
 PORT = 18480
+STREAM, BACKEND = 18481, 18482
 POLICY = f"""\
-listeners: {{web: {{address: "*:{PORT}"}}}}
-routes: [{{name: hello, respond: {{status: 200, body: hello}}}}]
+listeners:
+  web: {{address: "*:{PORT}"}}
+  stream: {{address: "127.0.0.1:{STREAM}", protocol: TCP}}
+routes:
+  - {{name: hello, listeners: [web], respond: {{status: 200, body: hello}}}}
+  - {{name: stream, listeners: [stream], backendRefs: [{{name: echo}}]}}
+backends:
+  echo: {{endpoints: ["127.0.0.1:{BACKEND}"]}}
+"""
+
+# One connection to an echo behind l7proxy, in use until a file is there: how often, to the end.
+CONVERSATION = f"""
+import os, socket, sys, threading, time
+def echo(server):
+    end, _ = server.accept()
+    while data := end.recv(65536):
+        end.sendall(data)
+    end.close()
+server = socket.create_server(("127.0.0.1", {BACKEND}))
+threading.Thread(target=echo, args=[server], daemon=True).start()
+sock = socket.create_connection(("127.0.0.1", {STREAM}), 20)
+sock.settimeout(20)
+end, count = time.monotonic() + 60, 0
+while not os.path.exists(sys.argv[1]) and time.monotonic() < end:
+    message = os.urandom(3000)
+    sock.sendall(message)
+    found = b""
+    while len(found) < len(message):
+        found += sock.recv(65536)
+    assert found == message
+    count += 1
+    time.sleep(0.005)
+sock.shutdown(socket.SHUT_WR)
+assert sock.recv(1) == b""
+print(count, "and a clean end")
 """
 
 # Requests, each on a connection of its own, for so many seconds: how many were answered, which not.
@@ -141,6 +177,28 @@ def test_nobody_is_refused_while_it_restarts(systemd: Booted) -> None:
     assert int(answered) > 100
     assert systemd.show("MainPID") != before
     assert systemd.show("Result") == "success"
+
+
+def test_spliced_connections_outlive_a_restart(systemd: Booted, tmp_path: Path) -> None:
+    """They wait in the store of descriptors; the kernel moves their bytes meanwhile."""
+    if datapath() != "sockmap":
+        pytest.skip("the kernel does not splice here")
+    done = tmp_path / "done"
+    with ThreadPoolExecutor(1) as pool:
+        command = ("/usr/bin/python3", "-c", CONVERSATION, str(done))
+        conversation = pool.submit(systemd.call, *command)
+        try:
+            systemd.until("StatusText", r"1 connections, 1 spliced; .*")
+            for _ in range(3):
+                before = systemd.show("MainPID")
+                restarted = systemd.call("systemctl", "restart", "l7proxy")
+                assert restarted.returncode == 0, systemd.log()
+                assert systemd.show("MainPID") != before
+            systemd.until("StatusText", r"1 connections, 1 spliced; .*")
+        finally:
+            done.touch()
+        found = conversation.result()
+    assert re.fullmatch(r"\d+ and a clean end\n", found.stdout), found.stderr + systemd.log()
 
 
 def test_a_supervisor_that_hangs_is_replaced(systemd: Booted) -> None:
