@@ -53,10 +53,12 @@ def echo() -> None:
                     peers[peer.fileno()] = peer
                     epoll.register(peer, select.EPOLLIN)
                     continue
-                data = peers[fd].recv(1 << 16)
-                if data:
+                try:
+                    data = peers[fd].recv(1 << 16)
                     peers[fd].sendall(data)
-                else:
+                except ConnectionError:
+                    data = b""
+                if not data:
                     peers.pop(fd).close()
 
 
