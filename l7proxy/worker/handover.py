@@ -30,8 +30,11 @@ _TEXTS = (
 _TIMES = ("head_ms", "dial_ms", "first_byte_ms", "splice_ms")
 _texts = attrgetter(*_TEXTS)
 _times = attrgetter(*_TIMES)
-_counts = attrgetter("early_in", "early_out", "early_answer", "added", "number", "listener.row")
-_timeouts = attrgetter("head", "dial", "idle", "overflow")
+_numbers = attrgetter(  # in the order of `_NUMBERS`
+    *("early_in", "early_out", "early_answer", "added", "number", "listener.row"),
+    *("presence", "brief", "upgrades", "began", "record.time"),
+    *("timeouts.head", "timeouts.dial", "timeouts.idle", "timeouts.overflow"),
+)
 _NUMBERS = "%d %d %d %d %d %d %d %d %d %.6f %.6f %g %g %g %g".replace(" ", "\t")
 _HEADER = 300  # characters of a header's value
 _PATH = 1400  # characters of a path, as in the log: longer ones are kept in part
@@ -54,9 +57,10 @@ class Handed:
         try:
             numbers, times, status, alpn, extras, *texts = lines
             values = numbers.split("\t")
-            *self._counts, self.row, counted, brief, upgrades = map(int, values[:9])
+            *self._counts, self.row, presence, brief, upgrades = map(int, values[:9])
             self._began, began_at, *timeouts = map(float, values[9:])
-            self.counted, self._brief, self._upgrades = counted > 0, brief > 0, upgrades > 0
+            self.counted = presence != NOWHERE
+            self._brief, self._upgrades = brief > 0, upgrades > 0
             self.timeouts = Timeouts(*timeouts)
             self.record = record = Record(began_at, slot, texts[0], texts[1])
             for name, value in zip(_TEXTS, texts, strict=True):
@@ -93,15 +97,7 @@ class Handed:
 def pack(connection: Connection) -> str:
     """The record of a connection whose pair is in the kernel."""
     record = connection.record
-    numbers = _NUMBERS % (
-        *_counts(connection),
-        connection.presence != NOWHERE,
-        connection.brief,
-        connection.upgrades,
-        connection.began,
-        record.time,
-        *_timeouts(connection.timeouts),
-    )
+    numbers = _NUMBERS % _numbers(connection)
     texts = _texts(record)
     if len(record.path) > _PATH:
         texts = tuple(one[:_PATH] for one in texts)

@@ -99,19 +99,24 @@ class Keeping:
     def _hand_over(self) -> bool:
         left = TURN
         while self._fresh and left > 0:
-            batch, records, size = [], [], 0
-            for pair in self._fresh.values():
-                records.append(pack(pair.connection))
-                batch.append(pair)
-                size += len(records[-1])
+            batch: list[int] = []
+            records: list[str] = []
+            fds: list[int] = []
+            size = 0
+            for index, pair in self._fresh.items():
+                connection = pair.connection
+                backend = connection.backend
+                assert backend is not None
+                record = pack(connection)
+                batch.append(index)
+                records.append(record)
+                fds += (connection.client.fileno(), backend.fileno())
+                size += len(record)
                 if len(batch) == MOST_PAIRS or size > _LARGE:
                     break
-            fds = [sock.fileno() for pair in batch for sock in pair.sockets]
-            message = Spliced(tuple(pair.index for pair in batch), tuple(records))
-            if not self._say(message, fds):
+            if not self._say(Spliced(tuple(batch), tuple(records)), fds):
                 return False
             left -= len(batch)
-            for pair in batch:
-                pair.is_kept = True
-                del self._fresh[pair.index]
+            for index in batch:
+                self._fresh.pop(index).is_kept = True
         return True

@@ -15,7 +15,6 @@ Some facts about epoll and the SOCKMAP, and what follows:
 from __future__ import annotations
 
 import select
-import socket
 from enum import Enum
 from typing import TYPE_CHECKING
 
@@ -93,11 +92,6 @@ class SplicedPair:
         self._stuck: list[float | None] = [None, None]  # since when a sink has had no room
         self._delay = RETRY_FIRST
         self._looks = 0  # since something last moved
-
-    @property
-    def sockets(self) -> tuple[socket.socket, socket.socket]:
-        """Client and backend."""
-        return self.connection.end(Side.CLIENT), self.connection.end(Side.BACKEND)
 
     # ---- taken over from another worker: see `adopting`
 
