@@ -3,13 +3,16 @@
 The kernel has the sockets, TCP's counters, and in the mapped arrays the ledger. What is left is
 constant from the splice on: what was moved before it, and what the log and the counters call the
 connection by. It is written once, and for every pair that lasts, so in a form that costs little:
-lines of text, the numbers in the first of them. Whoever reads it may be another release.
+lines of text, and the numbers in the first of them as a struct in hexadecimal digits. Whoever reads
+it may be another release.
 `VERSION` changes with every change of its meaning; what has another one is not adopted.
 """
 
 from __future__ import annotations
 
+import struct
 from json import dumps, loads
+from math import isnan
 from operator import attrgetter
 from typing import TYPE_CHECKING
 
@@ -35,7 +38,8 @@ _numbers = attrgetter(  # in the order of `_NUMBERS`
     *("presence", "brief", "upgrades", "began", "record.time"),
     *("timeouts.head", "timeouts.dial", "timeouts.idle", "timeouts.overflow"),
 )
-_NUMBERS = "%d %d %d %d %d %d %d %d %d %.6f %.6f %g %g %g %g".replace(" ", "\t")
+_NUMBERS = struct.Struct("<6Qq??6d4d")  # and the times, NaN for none
+_NONE = float("nan")
 _HEADER = 300  # characters of a header's value
 _PATH = 1400  # characters of a path, as in the log: longer ones are kept in part
 
@@ -55,23 +59,22 @@ class Handed:
         if version != VERSION:
             raise Unreadable(f"a record of version {version[:20]!r}")
         try:
-            numbers, times, status, alpn, extras, *texts = lines
-            values = numbers.split("\t")
-            *self._counts, self.row, presence, brief, upgrades = map(int, values[:9])
-            self._began, began_at, *timeouts = map(float, values[9:])
+            numbers, status, alpn, extras, *texts = lines
+            values = _NUMBERS.unpack(bytes.fromhex(numbers))
+            *self._counts, self.row, presence, self._brief, self._upgrades = values[:9]
+            self._began, began_at, *timeouts = values[9:15]
             self.counted = presence != NOWHERE
-            self._brief, self._upgrades = brief > 0, upgrades > 0
             self.timeouts = Timeouts(*timeouts)
             self.record = record = Record(began_at, slot, texts[0], texts[1])
             for name, value in zip(_TEXTS, texts, strict=True):
                 setattr(record, name, value)
             record.protocol = Protocol(record.protocol)
-            for name, value in zip(_TIMES, times.split("\t"), strict=True):
-                setattr(record, name, float(value) if value else None)
+            for name, value in zip(_TIMES, values[15:], strict=True):
+                setattr(record, name, None if isnan(value) else value)
             record.alpn = tuple(alpn.split("\t")) if alpn else ()
             record.status = int(status) if status else None
             record.query, record.headers = loads(extras) if extras else (None, None)
-        except (ValueError, TypeError, IndexError, RecursionError) as error:
+        except (ValueError, TypeError, IndexError, RecursionError, struct.error) as error:
             raise Unreadable(f"no record: {error}") from error
 
     @property
@@ -97,15 +100,15 @@ class Handed:
 def pack(connection: Connection) -> str:
     """The record of a connection whose pair is in the kernel."""
     record = connection.record
-    numbers = _NUMBERS % _numbers(connection)
+    times = [_NONE if one is None else one for one in _times(record)]
+    numbers = _NUMBERS.pack(*_numbers(connection), *times).hex()
     texts = _texts(record)
     if len(record.path) > _PATH:
         texts = tuple(one[:_PATH] for one in texts)
-    times = "\t".join(["" if one is None else f"{one:.3f}" for one in _times(record)])
     status = "" if record.status is None else str(record.status)
     alpn, extras = "\t".join(record.alpn), ""
     if record.query is not None or record.headers is not None:  # for formats that have them
         query = None if record.query is None else record.query[:_PATH]
         headers = {name: value[:_HEADER] for name, value in (record.headers or {}).items()}
         extras = dumps((query, headers if record.headers is not None else None))
-    return "\n".join((VERSION, numbers, times, status, alpn, extras, *texts))
+    return "\n".join((VERSION, numbers, status, alpn, extras, *texts))

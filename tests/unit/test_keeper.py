@@ -261,7 +261,8 @@ def test_a_record_has_a_bound() -> None:
         "2\n" + pack(connection(RECORD)).partition("\n")[2],
         pack(connection(RECORD)) + "\nmore",
         pack(connection(RECORD)).rpartition("\n")[0],
-        pack(connection(RECORD)).replace("\t90\t", "\tninety\t"),
+        pack(connection(RECORD)).replace("6400000000000000", "64", 1),
+        pack(connection(RECORD)).replace("6400000000000000", "6400000000000zzz", 1),
         pack(connection(RECORD)).replace("TLS", "QUIC"),
     ],
 )
