@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 from peers import PATIENCE, connect
 from proxy import until
+from scrapes import Scrape
 
 from .test_worker_death import House, opened
 
@@ -181,3 +182,30 @@ def test_what_is_not_spliced_has_a_moment(house: House) -> None:
     follow(house, done.stdout)
     assert house.proxy.record(client.port)["reason"] == "upgraded"
     client.close()
+
+
+def test_metrics_of_the_new_one(house: House) -> None:
+    """What it counts begins anew; what the kernel counts goes on, and pairs end where they are."""
+    client, backend = house.pair()
+    client.send(b"before")
+    assert backend.read(6) == b"before"
+    moved = ("l7proxy_transferred_bytes_total", "way", "kernel", "direction", "from_client")
+    before = Scrape(house.proxy)[moved]
+    assert before >= 6
+    follow(house, upgrade(house).stdout)
+    client.send(b"after")
+    assert backend.read(5) == b"after"
+    scrape = Scrape(house.proxy)
+    assert scrape[moved] == before + 5
+    assert scrape["l7proxy_connections"] == scrape["l7proxy_pairs", "way", "kernel"] == 1
+    assert scrape["l7proxy_adoptions_total"] == 1
+    assert scrape["l7proxy_connections_ended_total"] == 0
+    client.half_close()
+    assert backend.rest() == b""
+    backend.half_close()
+    assert client.rest() == b""
+    house.proxy.settled()
+    ended = Scrape(house.proxy).find("l7proxy_connections_ended_total")
+    assert [(one.labels["listener"], one.labels["reason"], one.value) for one in ended] == [
+        ("raw", "done", 1)
+    ]
