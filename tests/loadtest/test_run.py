@@ -427,3 +427,14 @@ def test_unspliced_connections_are_told() -> None:
     assert sampling._unspliced(stats, 4990) is None
     assert sampling._unspliced({"datapath": "copy", "pairs": {"spliced": 0}}, 5000) is None
     assert sampling._unspliced({}, 5000) is None
+
+
+def test_the_baseline_is_the_least_of_some_looks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Others may be at work meanwhile, and the kernel for them."""
+    seen = iter([0.4, 0.02, 0.3, 0.1])
+
+    def usage(*_: meter.Reading) -> meter.Usage:
+        return replace(USAGE, machine=next(seen), wall=2.0)
+
+    monkeypatch.setattr(meter, "usage", usage)
+    assert run.baseline(looks=4, seconds=0.01) == pytest.approx(0.01)
