@@ -444,9 +444,13 @@ class Far:
 
         A failure is the name of an exception, its text, and the seed of the client.
         """
+        self.dismiss()
+        return self._read(30)
+
+    def dismiss(self) -> None:
+        """Have it end once it has served whom it has, and print what `finish` reads."""
         assert self.process.stdin is not None
         self.process.stdin.close()
-        return self._read(30)
 
     def __exit__(self, *_: object) -> None:
         self.process.kill()

@@ -315,7 +315,7 @@ def test_a_drain(
                 os.kill(pid, number)
         until(lambda: refused(web), "the ports are closed")
         until(lambda: refused(address), "and this one")
-        assert waiting.ending() == "reset"
+        assert waiting.ending() == "end"
         assert proxy.process.poll() is None
         assert proxy.stats()["draining"] is True
         transfer.go_on.set()
