@@ -48,6 +48,15 @@ def running(backend: Backend, datapath: str = "splice2", workers: int = 1) -> It
         proxy.stop()
 
 
+@pytest.fixture(scope="module")
+def quiet() -> Iterator[Proxy]:
+    """One with two workers and nothing to do."""
+    nobody = Backend()
+    with running(nobody, workers=2) as proxy:
+        yield proxy
+    nobody.close()
+
+
 def answer(peer: Peer) -> None:
     """One request, one answer, the end."""
     peer.head()
@@ -99,34 +108,32 @@ def test_where_connections_went_and_how_they_ended(backend: Backend) -> None:
         assert scrape["l7proxy_build_info", "version", __version__, "datapath", "splice2"] == 1
 
 
-def test_the_text_format_for_whoever_does_not_ask_for_openmetrics(backend: Backend) -> None:
-    with running(backend) as proxy:
-        status, headers, body = proxy.get("/metrics")
-        assert status == 200
-        assert headers["Content-Type"] == "text/plain; version=0.0.4; charset=utf-8"
-        assert headers["Vary"] == "Accept"
-        plain = {
-            sample.name: sample.value
-            for family in text_string_to_metric_families(body.decode())
-            for sample in family.samples
-        }
-        named = {one.name: one.value for one in Scrape(proxy).samples}
-        assert plain.keys() == named.keys()
+def test_the_text_format_for_whoever_does_not_ask_for_openmetrics(quiet: Proxy) -> None:
+    status, headers, body = quiet.get("/metrics")
+    assert status == 200
+    assert headers["Content-Type"] == "text/plain; version=0.0.4; charset=utf-8"
+    assert headers["Vary"] == "Accept"
+    plain = {
+        sample.name: sample.value
+        for family in text_string_to_metric_families(body.decode())
+        for sample in family.samples
+    }
+    named = {one.name: one.value for one in Scrape(quiet).samples}
+    assert plain.keys() == named.keys()
 
 
-def test_names_are_as_prometheus_wants_them(backend: Backend) -> None:
+def test_names_are_as_prometheus_wants_them(quiet: Proxy) -> None:
     """https://prometheus.io/docs/practices/naming/: prefix, base units, `_total`."""
-    with running(backend) as proxy:
-        for family in Scrape(proxy).families:
-            assert family.name.startswith(("l7proxy_", "process_")), family.name
-            assert family.documentation.endswith("."), family.name
-            units = {"milliseconds", "ms", "us", "kilobytes", "kib", "percent"}
-            assert units.isdisjoint(family.name.split("_")), family.name
-            for sample in family.samples:
-                assert sample.name.endswith("_total") is (family.type == "counter")
-                assert {"le", "quantile", "job", "instance"}.isdisjoint(
-                    sample.labels.keys() - ({"le"} if family.type == "histogram" else set())
-                )
+    for family in Scrape(quiet).families:
+        assert family.name.startswith(("l7proxy_", "process_")), family.name
+        assert family.documentation.endswith("."), family.name
+        units = {"milliseconds", "ms", "us", "kilobytes", "kib", "percent"}
+        assert units.isdisjoint(family.name.split("_")), family.name
+        for sample in family.samples:
+            assert sample.name.endswith("_total") is (family.type == "counter")
+            assert {"le", "quantile", "job", "instance"}.isdisjoint(
+                sample.labels.keys() - ({"le"} if family.type == "histogram" else set())
+            )
 
 
 @pytest.mark.parametrize("datapath", DATAPATHS)
@@ -253,15 +260,14 @@ def test_a_stopped_worker_does_not_stop_a_scrape(backend: Backend) -> None:
         assert scrape["l7proxy_workers", "state", "running"] == 2
 
 
-def test_figures_of_processes_are_those_of_the_kernel(backend: Backend) -> None:
-    with running(backend, workers=2) as proxy:
-        scrape = Scrape(proxy)
-        assert len(scrape.find("l7proxy_worker_cpu_seconds_total")) == 2
-        used = sum(cpu_seconds(pid) for pid in proxy.workers)
-        assert 0 <= used - scrape["l7proxy_worker_cpu_seconds_total"] < 5
-        for worker in ("0", "1"):
-            assert scrape["l7proxy_worker_resident_memory_bytes", "worker", worker] > 1 << 20
-            assert scrape["l7proxy_worker_open_fds", "worker", worker] > 5
-        fds = len(os.listdir(f"/proc/{proxy.process.pid}/fd"))
-        assert abs(scrape["process_open_fds"] - fds) <= 2
-        assert abs(scrape["process_start_time_seconds"] - time.time()) < 120
+def test_figures_of_processes_are_those_of_the_kernel(quiet: Proxy) -> None:
+    scrape = Scrape(quiet)
+    assert len(scrape.find("l7proxy_worker_cpu_seconds_total")) == 2
+    used = sum(cpu_seconds(pid) for pid in quiet.workers)
+    assert 0 <= used - scrape["l7proxy_worker_cpu_seconds_total"] < 5
+    for worker in ("0", "1"):
+        assert scrape["l7proxy_worker_resident_memory_bytes", "worker", worker] > 1 << 20
+        assert scrape["l7proxy_worker_open_fds", "worker", worker] > 5
+    fds = len(os.listdir(f"/proc/{quiet.process.pid}/fd"))
+    assert abs(scrape["process_open_fds"] - fds) <= 2
+    assert abs(scrape["process_start_time_seconds"] - time.time()) < 120
