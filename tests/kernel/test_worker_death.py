@@ -171,6 +171,22 @@ def test_it_goes_on_and_ends_in_order_with_one_record(house: House) -> None:
     assert len([one for one in house.proxy.records() if one["client"] == record["client"]]) == 1
 
 
+def test_an_operator_knows_it_by_the_same_name(house: House) -> None:
+    client, backend = house.pair()
+    client.send(b"before")
+    assert backend.read(6) == b"before"
+    (before,) = house.proxy.connections(f"client=127.0.0.1:{client.port}")
+    house.kill()
+    client.send(b"after")
+    assert backend.read(5) == b"after"
+    (after,) = house.proxy.connections(f"client=127.0.0.1:{client.port}")
+    assert after["id"] == before["id"]
+    assert after["bytes"]["to_backend"] == before["bytes"]["to_backend"] + 5
+    assert house.proxy.ask("DELETE", f"/connections/{after['id']}")[0] == 204
+    assert (client.ending(), backend.ending()) == ("reset", "reset")
+    assert house.proxy.record(client.port)["reason"] == "operator_reset"
+
+
 def test_what_the_log_tells_of_a_request_is_still_told(house: House) -> None:
     request = b"GET /a/b?c=%20 HTTP/1.1\r\nHost: app.test\r\n\r\n"
     client, backend = house.pair("web", greeting=request)
