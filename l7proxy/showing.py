@@ -1,12 +1,13 @@
 """The policy in force as the admin server tells it, made in a process that is there for that only.
 
-To unpack and write out thousands of routes takes a second, and the supervisor has workers to look
+To unpack and write out thousands of routes takes seconds, and the supervisor has workers to look
 after. What was made is kept until another policy is in force.
 """
 
 from __future__ import annotations
 
 import asyncio
+import gc
 import json
 import os
 import socket
@@ -58,6 +59,7 @@ class Shower:
 
 async def _make(policy: int, number: int, source: str) -> bytes:
     def body(control_fd: int) -> int:
+        gc.disable()  # it would look through all routes again and again, and find nothing
         found = document(bundle.unpack(policy), number, source)
         data = json.dumps(found, ensure_ascii=False).encode("utf-8", "surrogatepass") + b"\n"
         sealed = channel.seal("shown", data)

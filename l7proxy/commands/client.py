@@ -85,9 +85,15 @@ def ask(
     return response.status, found
 
 
-def wanted(options: argparse.Namespace, method: str, path: str, body: object = None) -> Any:
+def wanted(
+    options: argparse.Namespace,
+    method: str,
+    path: str,
+    body: object = None,
+    seconds: float = _SECONDS,
+) -> Any:
     """As `ask`, for what has to succeed: the document. Raises AskError with what was wrong."""
-    status, found = ask(options, method, path, body)
+    status, found = ask(options, method, path, body, seconds)
     if status >= 400:
         detail = found.get("detail", found) if isinstance(found, dict) else found
         raise AskError(f"--admin {place(options)}: answered {status}: {str(detail)[:300]}")

@@ -8,6 +8,8 @@ import sys
 from l7proxy.commands.client import add_admin, add_token, wanted
 from l7proxy.commands.common import Subparsers, print_json
 
+_SECONDS = 70.0  # thousands of routes take some
+
 _EXAMPLES = """\
 examples:
   l7proxy policy > now.yaml && l7proxy diff now.yaml policy.yaml    what would a reload change?
@@ -32,7 +34,7 @@ def add(commands: Subparsers) -> None:
 
 
 def _policy(options: argparse.Namespace) -> int:
-    found = wanted(options, "GET", "/policy")
+    found = wanted(options, "GET", "/policy", seconds=_SECONDS)
     if options.json:
         print_json(found)
     else:
