@@ -40,7 +40,7 @@ server = socket.create_server(("127.0.0.1", {BACKEND}))
 threading.Thread(target=echo, args=[server], daemon=True).start()
 sock = socket.create_connection(("127.0.0.1", {STREAM}), 20)
 sock.settimeout(20)
-end, count = time.monotonic() + 60, 0
+end, count = time.monotonic() + 120, 0
 while not os.path.exists(sys.argv[1]) and time.monotonic() < end:
     message = os.urandom(3000)
     sock.sendall(message)
