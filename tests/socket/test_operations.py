@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import time
 from pathlib import Path
 from typing import Any
@@ -9,7 +11,7 @@ from urllib.parse import quote
 
 import pytest
 from peers import Backend, Peer, connect
-from proxy import Proxy, until
+from proxy import PATIENCE, Proxy, until
 
 from l7proxy.config import check_text
 from l7proxy.net.messages import ConnectionRow
@@ -217,6 +219,25 @@ def test_the_level_of_the_log_is_changed_everywhere(proxy: Proxy, backend: Backe
         status, problem = proxy.ask("POST", "/loglevel", wrong)
         assert status == 400
         assert problem["title"] == "Bad Request"
+
+
+def test_a_worker_that_does_not_answer_is_named_and_holds_nobody_up() -> None:
+    policy = 'listeners: {web: {address: "127.0.0.1:0"}}\nroutes: [{name: all, respond: 200}]\n'
+    with Proxy(policy, "copy", workers=2) as proxy:
+        stopped = proxy.workers[0]
+        os.kill(stopped, signal.SIGSTOP)
+        try:
+            began = time.monotonic()
+            status, found = proxy.ask("GET", "/connections")
+            assert (status, found["silent_workers"]) == (200, [0])
+            assert proxy.ask("GET", "/healthz") == (200, "ok")
+            assert time.monotonic() - began < PATIENCE
+        finally:
+            os.kill(stopped, signal.SIGCONT)
+        # its late answer belongs to nobody, and is no reason to replace it
+        until(lambda: proxy.ask("GET", "/connections")[1]["silent_workers"] == [], "it answers")
+        assert proxy.stats()["workers"] == {"configured": 2, "running": 2, "restarts": 0}
+        proxy.stop()
 
 
 # ---- the policy
