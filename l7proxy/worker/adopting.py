@@ -170,10 +170,11 @@ class _Adopting:
                 connection.abort(Reason.CLIENT_RESET if is_client else Reason.BACKEND_RESET)
                 return
         for side in _SIDES:
+            is_passed = pair.recall(side)
             if states[side.other] in _SHUT or states[side.other] == _CLOSE:
                 connection.session.on_flow(side, FlowEvent.FIN)
                 connection.session.on_flow(side, FlowEvent.BALANCED)
-            else:
+            elif is_passed:
                 self._count(connection, pair, side)
         if connection.session.finished:
             connection.on(Event.FINISHED)
@@ -185,8 +186,6 @@ class _Adopting:
     def _count(self, connection: Connection, pair: SplicedPair, side: Side) -> None:
         """How far user space has come with what was passed of a direction that has not ended."""
         source, sink = connection.end(side), connection.end(side.other)
-        if not pair.is_passed(side):
-            return
         if self._diag is None:
             self._diag = SockDiag()
         for _ in range(_LOOKS):

@@ -102,8 +102,8 @@ class SplicedPair:
         received = tcp_info(self.connection.end(side)).bytes_received
         return self._splicer.ended(self.index + side.other) and ledger.judged(received)
 
-    def is_passed(self, side: Side) -> bool:
-        """Whether user space has the direction."""
+    def recall(self, side: Side) -> bool:
+        """Go on from what was published of the direction; whether user space has it."""
         index, ledger = self.index + side, self._ledgers[side]
         ledger.written = self._splicer.relayed(index)
         return self._splicer.passed(index) != ledger.written

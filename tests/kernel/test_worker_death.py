@@ -87,7 +87,8 @@ class House:
     def _is_all_kept(self) -> bool:
         stats = self.proxy.stats()
         pairs: dict[str, int] = stats["pairs"]
-        return pairs["active"] == pairs["spliced"] == stats["kept"]["pairs"]
+        alive = stats["connections"]["active"]  # a pair is counted nowhere as it is spliced
+        return alive == pairs["spliced"] == stats["kept"]["pairs"] > 0
 
     @property
     def kept(self) -> int:

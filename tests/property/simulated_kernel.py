@@ -28,14 +28,20 @@ from l7proxy.datapath.relay import Relays
 from l7proxy.datapath.sockmap import HalfSpliced
 from l7proxy.errors import Reason
 from l7proxy.model import Datapath, Protocol, Side
-from l7proxy.session import State
+from l7proxy.session import Event, State
 from l7proxy.telemetry.counters import Counter
+from l7proxy.worker.adopting import _Adopting
 from l7proxy.worker.connection import Connection
 from l7proxy.worker.sending import Sending
+from l7proxy.worker.spliced import SplicedPair
 from l7proxy.worker.timers import Calendar
 
 ESTABLISHED, CLOSE, CLOSE_WAIT = 1, 7, 8
 ALWAYS = select.EPOLLERR | select.EPOLLHUP  # cannot be masked
+
+
+class Killed(BaseException):
+    """SIGKILL, in the middle of a system call or between two of them."""
 
 
 class Direction:
@@ -81,6 +87,7 @@ class Kernel:
         self.masks: list[int | None] = [None, None]  # what epoll watches
         self.edges: list[tuple[Side, int]] = []
         self.wants_room = [False, False]  # a send to this socket found no room
+        self.dies_in: int | None = None  # system calls, about, until the worker is killed
         self.reads = True  # the receivers take what comes
         # how much the ends do before the splice: usually little, or all would be over by then
         self.eagerness = rng.choice((0.0, 0.02, 0.1, 1.0))
@@ -113,6 +120,11 @@ class Kernel:
 
     def happen(self) -> None:
         """A few steps, or none; called in the middle of every system call."""
+        if self.dies_in is not None:
+            self.dies_in -= 1
+            if self.dies_in < 0:
+                self.dies_in = None
+                raise Killed
         if self.rng.random() > self.eagerness:
             return
         if self.rng.random() < 0.08:
@@ -274,6 +286,8 @@ class Kernel:
 class FakeSocket:
     """One of the proxy's two sockets. Every call lets the kernel take steps first."""
 
+    family = socket.AF_INET
+
     def __init__(self, kernel: Kernel, side: Side) -> None:
         self.kernel = kernel
         self.side = side
@@ -333,6 +347,8 @@ class FakeSocket:
         self.kernel.lock(self.side)
         info = bytearray(216)
         state = CLOSE_WAIT if self.source.fin_arrived else ESTABLISHED
+        if self.sink.fin_queued:  # shut down by us: FIN_WAIT2, LAST_ACK
+            state = 9 if self.source.fin_arrived else 5
         info[0] = CLOSE if self.kernel.broken[self.side] else state
         struct.pack_into("Q", info, 128, self.source.sent + self.source.fin_arrived)
         struct.pack_into("Q", info, 200, self.sink.queued)
@@ -361,6 +377,13 @@ class FakeSocket:
             self.sink.fin_queued = self.sink.fin_received
         else:
             self.sink.fin_queued = True
+
+
+def _unread(sock: FakeSocket) -> int:
+    """`net.sockdiag`: rcv_nxt - copied_seq."""
+    sock.kernel.happen()
+    d = sock.source
+    return len(d.readable) + len(d.pending) + sum(map(len, d.unjudged)) + d.fin_arrived
 
 
 class FakeSplicer:
@@ -419,6 +442,9 @@ class FakeSplicer:
 
     def set_ended(self, index: int) -> None:
         self.kernel.directions[index].ended = True
+
+    def ended(self, index: int) -> bool:
+        return self.kernel.directions[index].ended
 
     def release(self, index: int) -> None:
         assert self.kernel.closed == [True, True], "an index is free once both are closed"
@@ -513,6 +539,7 @@ class Run:
         `little`: so many bytes pass before a splice; 0: chance decides.
         """
         self.kernel = kernel
+        self.is_adopted = False
         self.worker = FakeWorker(kernel, scratch, little, relay=relay)
         self.client = FakeSocket(kernel, Side.CLIENT)
         self.backend = FakeSocket(kernel, Side.BACKEND)
@@ -536,6 +563,34 @@ class Run:
         connection.opening = None
         connection.sending = Sending(connection, up.stream[: up.sent], full_read=bool(early))
         connection.session.state = State.DIAL
+
+    def adopted(self) -> Run:
+        """Another worker goes on with the pair: all that this one knew is forgotten."""
+        kernel, old = self.kernel, self.connection
+        kernel.masks = [None, None]
+        kernel.edges.clear()
+        kernel.ring.clear()
+        sent = kernel.directions[Side.CLIENT].sent
+        new = Run(kernel, protocol=old.listener.protocol)
+        kernel.directions[Side.CLIENT].sent = sent  # a run begins with what was read early
+        new.client.linger, new.backend.linger = self.client.linger, self.backend.linger
+        connection = new.connection
+        for name in ("early_in", "early_out", "early_answer", "added"):
+            setattr(connection, name, getattr(old, name))
+        new.is_adopted = True
+        new.worker.view[Counter.SPLICES] = 1  # the supervisor leaves it so: `reconcile`
+        connection.sending = None
+        connection.splicer_index = 0
+        connection.session.state = State.NEW
+        connection.on(Event.ADOPTED)
+        pair = connection.pair
+        assert isinstance(pair, SplicedPair)
+        pair.is_kept = False  # there are no duplicates here: close ends it
+        adopting = _Adopting.__new__(_Adopting)
+        adopting._worker = new.worker  # type: ignore[assignment]
+        adopting._diag = SimpleNamespace(unread=_unread)  # type: ignore[assignment]
+        adopting._find_out(connection)
+        return new
 
     def turn(self) -> bool:
         """One round of the worker's loop; whether there was anything to do."""
@@ -602,6 +657,6 @@ class Run:
         if self.worker.splicer is not None:
             inserted = self.kernel.directions[Side.CLIENT].inserted
             assert self.worker.splicer.released == [0] * inserted
-        if record.reason is Reason.DONE:
+        if record.reason is Reason.DONE and not self.is_adopted:  # else others counted, too
             assert view[Counter.RELAYED_CLIENT] + record.kernel_in == record.bytes_in
             assert view[Counter.RELAYED_BACKEND] + record.kernel_out == record.bytes_out

@@ -18,11 +18,12 @@ from hypothesis import strategies as st
 from l7proxy.datapath.sockmap import BROKEN, URGENT, HalfSpliced
 from l7proxy.errors import Reason
 from l7proxy.model import Protocol, Side
-from l7proxy.session import Event, Flow
+from l7proxy.session import Event, Flow, State
 from l7proxy.worker import overflow
 from l7proxy.worker.first import FirstPair
+from l7proxy.worker.spliced import SplicedPair
 
-from .simulated_kernel import Direction, Kernel, Run
+from .simulated_kernel import Direction, Kernel, Killed, Run
 
 # a seed does not shrink to anything simpler
 PHASES = (Phase.explicit, Phase.reuse, Phase.generate)
@@ -59,7 +60,8 @@ def start(
     run.connection.on(Event.CONNECTED)
     pair = run.connection.pair
     if isinstance(pair, FirstPair) and kernel.rng.random() < 0.7:
-        pair._lasts()  # else the most of what is short would be over by then
+        pair._over()
+        run.connection.on(Event.LASTS)  # else the most of what is short would be over by then
     return kernel, run
 
 
@@ -93,6 +95,32 @@ def test_every_byte_arrives_once_in_order_and_then_the_end(seed, up, down, early
     assert (record.bytes_in, record.bytes_out) == (up, down)
     assert record.kernel_in == kernel.directions[0].redirected
     assert record.kernel_out == kernel.directions[1].redirected
+
+
+@settings(max_examples=200, deadline=None, phases=PHASES)
+@given(seeds, sizes, sizes, rooms, st.lists(st.integers(0, 400), min_size=1, max_size=4))
+def test_a_worker_may_be_killed_anywhere(seed, up, down, room, deaths):
+    """The next one goes on from what the kernel knows, and every byte arrives once, in order."""
+    kernel, run = start(seed, up, down, 0, room)
+    for steps in deaths:
+        if not isinstance(run.connection.pair, SplicedPair):
+            break
+        kernel.dies_in = steps
+        try:
+            run.to_the_end(LIMIT)
+        except Killed:
+            closed = any(kernel.closed) or run.connection.session.state is State.CLOSED
+            if closed or not isinstance(run.connection.pair, SplicedPair):
+                return  # it had ended
+            run = run.adopted()
+        kernel.dies_in = None
+    if not run.worker.finished:
+        run.to_the_end(LIMIT)
+    for d in kernel.directions:
+        assert bytes(d.received) == d.stream
+        assert d.fin_received
+    assert run.connection.record.reason is Reason.DONE
+    assert (run.connection.record.bytes_in, run.connection.record.bytes_out) == (up, down)
 
 
 def test_the_runs_above_go_every_way() -> None:
@@ -152,7 +180,7 @@ def strike(kernel: Kernel, run: Run, which: int) -> list[Side]:
 def test_a_verdict_between_two_looks_at_the_counters(which: int) -> None:
     """What user space then writes must not overtake what was redirected and is not queued yet."""
     times = 0
-    for seed in range(25):
+    for seed in range(40):
         kernel, run = start(seed, 3000, 0, room=300, little=1)
         kernel.eagerness = 0.0  # nothing ends before the splice
         kernel._arrive(Side.CLIENT)
