@@ -16,6 +16,9 @@ from loadtest.machine import ROOT, find
 from loadtest.results import Results
 
 COMMAND = [sys.executable, "-m", "loadtest", "native"]
+# Whatever else the machine does, a sample is taken once. (Beyond 1: children that are reaped count
+# with all that they ever used.)
+LEAVE_ALONE = ["--max-foreign", "99", "--again", "0", "--patience", "0"]
 pytestmark = [
     pytest.mark.net,
     pytest.mark.slow,
@@ -25,7 +28,7 @@ pytestmark = [
 
 def _run(output: Path, *arguments: str) -> tuple[int, str, list[Results]]:
     done = subprocess.run(
-        [*COMMAND, "--output", str(output), "--max-foreign", "1", "--patience", "0", *arguments],
+        [*COMMAND, "--output", str(output), *LEAVE_ALONE, *arguments],
         cwd=ROOT / "docker",
         capture_output=True,
         text=True,
@@ -47,7 +50,7 @@ def test_direct_and_one_proxy(tmp_path: Path) -> None:
         starved = [problem for problem in sample.problems if "starved" in problem]
         assert sample.problems == starved, text
         assert sample.figures["rate"] > 0
-        assert ("p50_us" in sample.figures) == (load == "20")
+        assert ("p50_us" in sample.figures) == (load == "20" and not sample.saturated)
         assert (sample.series is not None) == (workload == "slow-reader")
     assert code == int(not all(sample.valid for sample in found.samples))
     proxied = samples["requests-50", "l7proxy-copy", "saturation"].figures
@@ -76,7 +79,7 @@ def test_in_namespaces(tmp_path: Path) -> None:
 def test_what_was_taken_is_written_when_it_is_interrupted(tmp_path: Path) -> None:
     arguments = ["--output", str(tmp_path), "--seconds", "0.2", "--only", "direct,requests-1"]
     with subprocess.Popen(
-        [*COMMAND, *arguments, "--rounds", "1000", "--max-foreign", "1", "--patience", "0"],
+        [*COMMAND, *arguments, "--rounds", "1000", *LEAVE_ALONE],
         cwd=ROOT / "docker",
         stderr=subprocess.PIPE,
         stdout=subprocess.DEVNULL,
