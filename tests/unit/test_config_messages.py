@@ -17,7 +17,10 @@ from l7proxy.config import check_text, nodes
 from l7proxy.config.bad import Bad
 from l7proxy.config.walker import Walker
 
-FILES = ("listeners", "interception", "routes", "backends", "warnings", "yaml", "environment")
+FILES = (
+    *("listeners", "interception", "routes", "backends", "accesslog"),
+    *("warnings", "yaml", "environment"),
+)
 CASES = [
     pytest.param(case, id=f"{name}: {case.about}")
     for name in FILES
