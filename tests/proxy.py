@@ -144,6 +144,9 @@ class Proxy:
         """End what still runs; workers leave by themselves when their supervisor is gone."""
         if self.process.poll() is None:
             self.process.kill()
+        else:  # one that took over may be there
+            with contextlib.suppress(OSError, http.client.HTTPException):
+                os.kill(self.stats()["pid"], signal.SIGKILL)
         self.process.wait(PATIENCE)
 
     def signal(self, number: signal.Signals) -> None:
