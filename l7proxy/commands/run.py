@@ -119,7 +119,7 @@ def add(commands: Subparsers) -> None:
 
 
 def _run(options: argparse.Namespace) -> int:
-    from l7proxy import launch
+    from l7proxy.supervisor import launch
 
     return launch.run(
         launch.Options(

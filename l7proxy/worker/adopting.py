@@ -29,7 +29,6 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 from l7proxy.errors import Reason
-from l7proxy.keeper import Kept
 from l7proxy.model import Side
 from l7proxy.net import dial
 from l7proxy.net.messages import Adopted
@@ -39,7 +38,7 @@ from l7proxy.session import Event, Flow, FlowEvent
 from l7proxy.telemetry.log import event
 from l7proxy.telemetry.presence import NOWHERE
 from l7proxy.worker.connection import Connection
-from l7proxy.worker.handover import Handed, Unreadable
+from l7proxy.worker.handover import Handed, Kept, Unreadable
 from l7proxy.worker.spliced import SplicedPair
 
 if TYPE_CHECKING:

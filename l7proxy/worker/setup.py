@@ -7,13 +7,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from l7proxy.datapath.sockmap import Splicer
-from l7proxy.keeper import Kept
 from l7proxy.model import Datapath, Policy
 from l7proxy.net.messages import Prepare
 from l7proxy.telemetry.accesslog import AccessLog
 from l7proxy.telemetry.counters import Counters
 from l7proxy.telemetry.health import HealthSlot
 from l7proxy.telemetry.meter import Meter
+from l7proxy.worker.handover import Kept
 
 
 @dataclass(slots=True)

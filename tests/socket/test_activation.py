@@ -18,12 +18,12 @@ from activating import Journal, environment, listening
 from answering import ask
 from proxy import Proxy, until
 
-from l7proxy import storing
 from l7proxy.errors import StartupError
 from l7proxy.model import Address, Listener, UnixAddress
 from l7proxy.net.activation import Activation
 from l7proxy.net.listen import open_listener, prepare_late
 from l7proxy.net.systemd import Manager, Passed
+from l7proxy.supervisor import storing
 
 Activate = Callable[..., Activation]
 

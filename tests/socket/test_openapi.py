@@ -14,10 +14,10 @@ from proxy import Proxy, until
 
 from l7proxy import session
 from l7proxy.admin import Router, add_page, description
-from l7proxy.inquiry import FILTERS, SORTS
 from l7proxy.model import Splice
-from l7proxy.operations import LIMIT, MOST, Operations
-from l7proxy.scraping import Scraper
+from l7proxy.supervisor.inquiry import FILTERS, SORTS
+from l7proxy.supervisor.operations import LIMIT, MOST, Operations
+from l7proxy.supervisor.scraping import Scraper
 from l7proxy.telemetry.log import LEVELS
 
 pytestmark = pytest.mark.net

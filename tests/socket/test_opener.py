@@ -11,7 +11,7 @@ import pytest
 from l7proxy.model import Address, Listener, Policy
 from l7proxy.net import bundle
 from l7proxy.net.listen import bound_address, open_listener
-from l7proxy.serving import Opener, Refused, Serving
+from l7proxy.supervisor.serving import Opener, Refused, Serving
 from l7proxy.telemetry.counters import Rows, SharedCounters
 
 pytestmark = pytest.mark.net

@@ -74,7 +74,7 @@ def bound(proxy: Proxy, name: str) -> tuple[str, int]:
 
 def with_reloads(**settings: float) -> tuple[str, str]:
     """What Python is to run: l7proxy with these settings of its module `reload`."""
-    text = "import sys; from l7proxy import cli, reload; "
+    text = "import sys; from l7proxy import cli; from l7proxy.supervisor import reload; "
     text += "".join(f"reload.{name} = {value}; " for name, value in settings.items())
     return "-c", text + "sys.exit(cli.main())"
 

@@ -70,7 +70,8 @@ def test_no_descriptor_is_left_for_the_policy(datapath: str) -> None:
 
 HASTY = """\
 import sys
-from l7proxy import cli, reload
+from l7proxy import cli
+from l7proxy.supervisor import reload
 reload.PREPARE_SECONDS = 1.0
 sys.exit(cli.main())
 """

@@ -27,7 +27,7 @@ from l7proxy.errors import StartupError
 from l7proxy.net import channel
 from l7proxy.net.channel import Channel, ChannelClosed
 from l7proxy.net.process import STOP
-from l7proxy.supervisor import Supervisor
+from l7proxy.supervisor.workers import Supervisor
 from l7proxy.telemetry.counters import Counter, SharedCounters
 
 # ---- workers
@@ -609,7 +609,7 @@ def test_workers_leave_when_the_supervisor_is_killed() -> None:
     """Each of three: one that held another's control socket would keep it alive."""
     script = textwrap.dedent("""
         import asyncio, os
-        from l7proxy.supervisor import Supervisor
+        from l7proxy.supervisor.workers import Supervisor
         def child(slot, control):
             os.read(control, 1)
             return 0

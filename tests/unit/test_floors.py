@@ -33,15 +33,11 @@ FLOORS: tuple[tuple[frozenset[str], ...], ...] = (
     ),
     (frozenset({"config", "datapath", "net", "telemetry"}),),
     (
-        frozenset({"child", "draining", "keeper"}),
-        frozenset({"worker", "supervisor", "prober", "admin", "loading", "serving", "watching"}),
-        frozenset({"inquiry", "reload", "showing", "succession"}),
-        frozenset({"managing", "storing", "upgrading"}),
-        frozenset({"operations"}),
+        frozenset({"worker", "prober", "admin", "doctor"}),
+        frozenset({"supervisor"}),
     ),
     (
-        frozenset({"doctor", "demo", "probing", "top", "scraping", "sidecar"}),
-        frozenset({"launch"}),
+        frozenset({"demo", "top", "sidecar"}),
         frozenset({"commands"}),
         frozenset({"cli"}),
         frozenset({"__main__"}),
@@ -196,7 +192,7 @@ BROKEN = [
     ("upwards, relative", "l7proxy.routing", "from .config import load"),
     ("edges know each other", "l7proxy.datapath.relay", "from l7proxy.net.dial import dial"),
     ("edges know each other, relative", "l7proxy.datapath.relay", "from ..net import dial"),
-    ("drivers know each other", "l7proxy.supervisor", "import l7proxy.worker"),
+    ("drivers know each other", "l7proxy.prober", "import l7proxy.worker"),
     ("a module without a floor", "l7proxy.misc", ""),
     ("an import of a module without a floor", "l7proxy.cli", "import l7proxy.misc"),
 ]

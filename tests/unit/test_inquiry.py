@@ -9,8 +9,6 @@ from typing import Any
 
 import pytest
 
-from l7proxy import inquiry as module
-from l7proxy.inquiry import Found, Inquiry, Unanswered
 from l7proxy.net.channel import ChannelBroken
 from l7proxy.net.messages import (
     ConnectionRow,
@@ -20,6 +18,8 @@ from l7proxy.net.messages import (
     WasReset,
 )
 from l7proxy.session import Flow, State
+from l7proxy.supervisor import inquiry as module
+from l7proxy.supervisor.inquiry import Found, Inquiry, Unanswered
 from l7proxy.worker import telling
 
 

@@ -11,13 +11,13 @@ from typing import Any
 
 import pytest
 
-from l7proxy.keeper import TRIES, Keeper
 from l7proxy.model import Datapath, Protocol, Timeouts
 from l7proxy.net import dial
 from l7proxy.net.channel import ChannelBroken, Received
 from l7proxy.net.messages import Adopted, Dropped, Ended, Spliced
 from l7proxy.net.sockdiag import SockDiag
 from l7proxy.net.tcpinfo import tcp_info
+from l7proxy.supervisor.keeper import TRIES, Keeper
 from l7proxy.telemetry.accesslog import Record
 from l7proxy.worker.handover import Handed, Unreadable, pack
 

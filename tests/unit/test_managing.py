@@ -8,10 +8,10 @@ from typing import Any
 
 import pytest
 
-from l7proxy import managing
-from l7proxy.managing import Managing
 from l7proxy.net.systemd import Manager
-from l7proxy.reload import Outcome
+from l7proxy.supervisor import managing
+from l7proxy.supervisor.managing import Managing
+from l7proxy.supervisor.reload import Outcome
 
 
 class Heard(Manager):

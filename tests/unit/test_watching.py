@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from l7proxy import watching
 from l7proxy.config.fingerprint import fingerprint
+from l7proxy.supervisor import watching
 
 
 def changed(path: Path, change: Callable[[], object]) -> bool:
@@ -85,7 +85,7 @@ def test_files_are_read_when_they_have_settled_and_once(
         if looks == 12:
             raise asyncio.CancelledError
 
-    monkeypatch.setattr("l7proxy.watching.asyncio.sleep", sleep)
+    monkeypatch.setattr("l7proxy.supervisor.watching.asyncio.sleep", sleep)
     with pytest.raises(asyncio.CancelledError):
         asyncio.run(
             watching.watch(str(file), fingerprint(str(file)), lambda: reloads.append(looks))

@@ -21,7 +21,7 @@ from l7proxy.net.messages import (
     ResetConnection,
     WasReset,
 )
-from l7proxy.supervisor import Supervisor
+from l7proxy.supervisor.workers import Supervisor
 from l7proxy.telemetry import log as operational
 
 SECONDS = 3.0  # that workers may take to answer

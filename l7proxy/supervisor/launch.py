@@ -19,38 +19,39 @@ from dataclasses import asdict, dataclass
 from functools import partial
 from typing import Any
 
-from l7proxy import __version__, loading, prober, worker
+from l7proxy import __version__, prober, worker
 from l7proxy.admin import Admin, Router, add_page
 from l7proxy.admin.places import Place, open_places
 from l7proxy.config.fingerprint import Fingerprint, fingerprint
 from l7proxy.datapath.sockmap import Splicer, load_splicers
 from l7proxy.doctor import prove_sockmap
 from l7proxy.errors import DatapathUnavailable, StartupError
-from l7proxy.inquiry import Inquiry
-from l7proxy.keeper import Keeper
-from l7proxy.managing import Managing
 from l7proxy.model import Datapath, Listener
 from l7proxy.net import bundle, privileges
 from l7proxy.net.activation import Activation
 from l7proxy.net.channel import Received
 from l7proxy.net.messages import FROM_PROBER, FROM_WORKER, Rotated, Stop
 from l7proxy.net.systemd import Manager, take_passed
-from l7proxy.operations import Operations
-from l7proxy.probing import Backends
-from l7proxy.reload import NAMES_SECONDS, Reloader
-from l7proxy.scraping import Boards, Scraper
-from l7proxy.serving import tell
-from l7proxy.storing import restore, store
-from l7proxy.succession import Heritage
-from l7proxy.supervisor import AWAITED, EXIT_FAILED, Supervisor
+from l7proxy.supervisor import loading
+from l7proxy.supervisor.inquiry import Inquiry
+from l7proxy.supervisor.keeper import Keeper
+from l7proxy.supervisor.managing import Managing
+from l7proxy.supervisor.operations import Operations
+from l7proxy.supervisor.probing import Backends
+from l7proxy.supervisor.reload import NAMES_SECONDS, Reloader
+from l7proxy.supervisor.scraping import Boards, Scraper
+from l7proxy.supervisor.serving import tell
+from l7proxy.supervisor.storing import restore, store
+from l7proxy.supervisor.succession import Heritage
+from l7proxy.supervisor.upgrading import LEAVE_SECONDS, Upgrader
+from l7proxy.supervisor.watching import watch
+from l7proxy.supervisor.workers import AWAITED, EXIT_FAILED, Supervisor
 from l7proxy.telemetry import log as operational
 from l7proxy.telemetry.accesslog import AccessLog
 from l7proxy.telemetry.condition import condition
 from l7proxy.telemetry.counters import Counter, Rows, SharedCounters
 from l7proxy.telemetry.health import HealthBoard
 from l7proxy.telemetry.log import event
-from l7proxy.upgrading import LEAVE_SECONDS, Upgrader
-from l7proxy.watching import watch
 
 log = logging.getLogger(__name__)
 

@@ -14,7 +14,7 @@ import asyncio
 from collections.abc import Callable
 
 from l7proxy.net.systemd import Manager
-from l7proxy.reload import Outcome
+from l7proxy.supervisor.reload import Outcome
 
 PERIOD = 5.0  # seconds between two lines of status, when it changes
 MORE_TIME = 20.0  # seconds that a drain asks for, every period

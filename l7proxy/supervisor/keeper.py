@@ -23,11 +23,11 @@ import os
 import socket
 import struct
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 
 from l7proxy.net.channel import ChannelBroken, Received
 from l7proxy.net.messages import MOST_PAIRS, Adopted, Dropped, Ended, Spliced
 from l7proxy.telemetry.log import event
+from l7proxy.worker.handover import Kept
 
 log = logging.getLogger(__name__)
 
@@ -37,15 +37,6 @@ _LARGE = 24 * 1024  # characters of records in one message
 
 _RESET = struct.pack("ii", 1, 0)
 _DELIVER = struct.pack("ii", 0, 0)
-
-
-@dataclass(frozen=True, slots=True)
-class Kept:
-    """One pair: descriptors of its client and its backend, and what its next worker is told."""
-
-    client: int
-    backend: int
-    record: str
 
 
 class Keeper:

@@ -26,9 +26,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
 
-from l7proxy import loading
 from l7proxy.errors import StartupError
-from l7proxy.loading import Result
 from l7proxy.net.activation import Activation
 from l7proxy.net.channel import ChannelBroken
 from l7proxy.net.interception import make_spares
@@ -45,8 +43,10 @@ from l7proxy.net.messages import (
     Spare,
     Unprepared,
 )
-from l7proxy.serving import Opener, Refused, Serving, changes, tell
-from l7proxy.supervisor import Supervisor
+from l7proxy.supervisor import loading
+from l7proxy.supervisor.loading import Result
+from l7proxy.supervisor.serving import Opener, Refused, Serving, changes, tell
+from l7proxy.supervisor.workers import Supervisor
 from l7proxy.telemetry.counters import Rows
 from l7proxy.telemetry.log import event
 

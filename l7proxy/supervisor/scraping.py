@@ -17,8 +17,8 @@ from typing import Any
 from l7proxy import __version__
 from l7proxy.admin import Answer, Request, Router
 from l7proxy.datapath.sockmap import Splicer, Totals
-from l7proxy.reload import Reloader
-from l7proxy.supervisor import Supervisor
+from l7proxy.supervisor.reload import Reloader
+from l7proxy.supervisor.workers import Supervisor
 from l7proxy.telemetry import families, processes
 from l7proxy.telemetry.counters import Counter, SharedCounters
 from l7proxy.telemetry.endpoints import Endpoints

@@ -27,11 +27,11 @@ from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any
 
-from l7proxy.child import Child
-from l7proxy.draining import Drain, Phase
 from l7proxy.net import process
 from l7proxy.net.channel import MAX_FDS, ChannelBroken, Received
 from l7proxy.net.messages import Leave
+from l7proxy.supervisor.child import Child
+from l7proxy.supervisor.draining import Drain, Phase
 from l7proxy.telemetry.log import event
 
 log = logging.getLogger(__name__)

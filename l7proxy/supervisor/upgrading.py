@@ -14,14 +14,14 @@ import sys
 from dataclasses import dataclass
 from typing import Any
 
-from l7proxy import succession
 from l7proxy.datapath.sockmap import Splicer
-from l7proxy.keeper import Keeper
 from l7proxy.net.channel import Channel, ChannelBroken, ChannelClosed
 from l7proxy.net.messages import FROM_SUCCESSOR, Ready, Taken
 from l7proxy.net.systemd import Manager
-from l7proxy.reload import Reloader
-from l7proxy.supervisor import Supervisor
+from l7proxy.supervisor import succession
+from l7proxy.supervisor.keeper import Keeper
+from l7proxy.supervisor.reload import Reloader
+from l7proxy.supervisor.workers import Supervisor
 from l7proxy.telemetry.log import event
 
 log = logging.getLogger(__name__)

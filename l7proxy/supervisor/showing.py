@@ -16,12 +16,12 @@ from typing import Any
 
 from l7proxy.config.writing import write
 from l7proxy.errors import L7ProxyError
-from l7proxy.loading import aside
 from l7proxy.model import Backend, Listener, Policy, Route
 from l7proxy.net import bundle, channel
 from l7proxy.net.channel import Channel
 from l7proxy.routing import chosen
-from l7proxy.serving import Serving
+from l7proxy.supervisor.loading import aside
+from l7proxy.supervisor.serving import Serving
 
 SECONDS = 60.0
 

@@ -10,13 +10,13 @@ from collections.abc import Callable
 from typing import Any
 
 from l7proxy.admin import Answer, Problem, Request, Router, description, json_answer
-from l7proxy.inquiry import FILTERS, SORTS, WORDS, Inquiry, Unanswered, told
-from l7proxy.reload import Reloader
-from l7proxy.showing import Shower, Unshown
-from l7proxy.supervisor import Supervisor
+from l7proxy.supervisor.inquiry import FILTERS, SORTS, WORDS, Inquiry, Unanswered, told
+from l7proxy.supervisor.reload import Reloader
+from l7proxy.supervisor.showing import Shower, Unshown
+from l7proxy.supervisor.upgrading import Upgrader
+from l7proxy.supervisor.workers import Supervisor
 from l7proxy.telemetry import log as operational
 from l7proxy.telemetry.log import event
-from l7proxy.upgrading import Upgrader
 
 log = logging.getLogger(__name__)
 

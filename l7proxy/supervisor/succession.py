@@ -28,7 +28,6 @@ from importlib import resources
 
 from l7proxy.datapath.sockmap import MAPS, Splicer, inherit_splicer
 from l7proxy.errors import StartupError
-from l7proxy.keeper import Keeper, Kept
 from l7proxy.net import channel
 from l7proxy.net.activation import Activation
 from l7proxy.net.channel import MAX_FDS, Channel, ChannelBroken, ChannelClosed, Received
@@ -44,7 +43,9 @@ from l7proxy.net.messages import (
     Taken,
 )
 from l7proxy.net.systemd import Passed
+from l7proxy.supervisor.keeper import Keeper
 from l7proxy.worker import handover
+from l7proxy.worker.handover import Kept
 
 VARIABLE = "L7PROXY_SUCCESSION"  # the descriptor of its end of the channel, for the new one
 PATIENCE = 60.0  # seconds that either waits for the other's next word
