@@ -21,7 +21,8 @@ from l7proxy.demo.backends import pattern_sha256
 SIDECAR = os.environ.get("DEMO_SIDECAR", "app")
 ADMIN = "/run/l7proxy/admin.sock"  # in a volume that the two containers share
 MESSAGES, MESSAGE = 2000, 8192
-DOWNLOAD = 32 << 20
+DOWNLOAD = 64 << 20  # bytes
+RATE = 125_000_000  # bytes a second
 
 
 class Wrong(Exception):
@@ -135,16 +136,18 @@ def stream() -> None:
 
 
 def download() -> None:
-    """A long answer."""
+    """A long answer, at the rate of a network of 1 Gbit/s: one that its receiver keeps up with."""
     connection = http.client.HTTPConnection(SIDECAR, 8080, timeout=20)
     began = time.monotonic()
-    connection.request("GET", f"/api/download?bytes={DOWNLOAD}", headers={"Host": "shop.example"})
+    target = f"/api/download?bytes={DOWNLOAD}&rate={RATE}"
+    connection.request("GET", target, headers={"Host": "shop.example"})
     digest = hashlib.sha256(connection.getresponse().read())
     seconds = time.monotonic() - began
     connection.close()
     if digest.hexdigest() != pattern_sha256(DOWNLOAD):
         raise Wrong("the download is not what the application sent")
-    print(f"  a download of {DOWNLOAD >> 20} MiB, SHA-256 ok, {seconds:.2f} s", flush=True)
+    size = f"{DOWNLOAD >> 20} MiB at {RATE * 8 / 1e9:g} Gbit/s"
+    print(f"  a download of {size}, SHA-256 ok, {seconds:.2f} s", flush=True)
 
 
 class _Admin(http.client.HTTPConnection):

@@ -22,7 +22,7 @@ def test_the_client_sees_routing_and_splicing(engine: Engine) -> None:
         r"GET /elsewhere +404 by l7proxy",
         r"POST /api, two lengths +400 by l7proxy",
         r"a conversation: 2000 messages of 8192 bytes echoed, \d+ us each",
-        r"a download of 32 MiB, SHA-256 ok, .*",
+        r"a download of 64 MiB at 1 Gbit/s, SHA-256 ok, .*",
         r"the conversation +kernel +\d+\.\d MiB, .*, +(9\d|100)\.\d % by the kernel",
         r"datapath sockmap: the kernel passed the self-test",
         r"demo: ok",

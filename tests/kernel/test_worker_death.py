@@ -35,7 +35,8 @@ backends:
 GREETING = b"hello"
 AT_ONCE = """\
 import os, sys
-from l7proxy import cli, supervisor
+from l7proxy import cli
+from l7proxy.supervisor import workers as supervisor
 from l7proxy.supervisor import succession
 supervisor.HEALTHY = 0.0  # seconds; else those that are killed in a row come back later and later
 policy = open(next(one for one in sys.argv if one.endswith(".yaml"))).read()

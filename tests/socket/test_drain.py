@@ -19,7 +19,7 @@ from peers import Backend, Peer, connect
 from proxy import DATAPATHS, Proxy, until
 from servers import Server
 
-from l7proxy import supervisor
+from l7proxy.supervisor import workers as supervisor
 
 pytestmark = pytest.mark.net
 

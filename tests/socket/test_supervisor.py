@@ -22,11 +22,11 @@ from pathlib import Path
 
 import pytest
 
-from l7proxy import supervisor as module
 from l7proxy.errors import StartupError
 from l7proxy.net import channel
 from l7proxy.net.channel import Channel, ChannelClosed
 from l7proxy.net.process import STOP
+from l7proxy.supervisor import workers as module
 from l7proxy.supervisor.workers import Supervisor
 from l7proxy.telemetry.counters import Counter, SharedCounters
 
