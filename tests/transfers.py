@@ -447,6 +447,10 @@ class Far:
         self.dismiss()
         return self._read(30)
 
+    def is_over(self) -> bool:
+        """Whether `finish` would not have to wait."""
+        return bool(select.select([self.process.stdout], [], [], 0)[0])
+
     def dismiss(self) -> None:
         """Have it end once it has served whom it has, and print what `finish` reads."""
         assert self.process.stdin is not None
