@@ -36,6 +36,7 @@ BY_REFERENCE = (Counter.SPLICE2_CLIENT, Counter.SPLICE2_BACKEND)
 QUIET = BUFFER // 2  # bytes; a turn that moves more, or finds no room, is not calm
 CALM = 8  # calm turns in a row, after which the kernel may have the pair
 
+_GOES_ON = (Want.READ, Want.TURN)
 _MASK = select.EPOLLIN | select.EPOLLPRI | select.EPOLLOUT | select.EPOLLRDHUP | select.EPOLLET
 
 
@@ -162,10 +163,10 @@ class RelayedPair:
             connection.expect_progress()
         if want is Want.TURN:
             connection.look_again(0.0)
-        elif want is Want.READ and moved <= QUIET:
+        if want in _GOES_ON and moved <= QUIET:  # many little pieces make a turn, too
             self._note_calm(moved)
             return
-        elif want is Want.END:
+        if want is Want.END:
             connection.session.on_flow(side, FlowEvent.FIN)
             # every byte was written by this process, in order: nothing is under way
             connection.flow(side, FlowEvent.BALANCED)
