@@ -46,6 +46,8 @@ class Admin:
         """Stop listening and drop the clients that are left."""
         for server in self._servers:
             server.close()
+        # One that was accepted and has not begun knows of no cancelling: asyncio would log a bug.
+        await asyncio.sleep(0)
         for task in self._clients:
             task.cancel()
         await asyncio.gather(*self._clients, return_exceptions=True)
