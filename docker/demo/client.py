@@ -13,9 +13,11 @@ import os
 import socket
 import sys
 import time
+from contextlib import closing
 from typing import Any
 from urllib.parse import urlsplit
 
+from l7proxy.commands.client import connection as admin_connection
 from l7proxy.demo.backends import pattern_sha256
 
 SIDECAR = os.environ.get("DEMO_SIDECAR", "app")
@@ -150,22 +152,12 @@ def download() -> None:
     print(f"  a download of {size}, SHA-256 ok, {seconds:.2f} s", flush=True)
 
 
-class _Admin(http.client.HTTPConnection):
-    def connect(self) -> None:
-        self.sock = socket.socket(socket.AF_UNIX)
-        self.sock.settimeout(10)
-        self.sock.connect(ADMIN)
-
-
 def stats() -> dict[str, Any]:
     """`GET /stats` of the sidecar."""
-    connection = _Admin("localhost")
-    try:
-        connection.request("GET", "/stats")
-        found: dict[str, Any] = json.loads(connection.getresponse().read())
+    with closing(admin_connection(ADMIN, 10)) as asked:
+        asked.request("GET", "/stats")
+        found: dict[str, Any] = json.loads(asked.getresponse().read())
         return found
-    finally:
-        connection.close()
 
 
 def settled() -> dict[str, Any]:

@@ -29,8 +29,8 @@ import mmap
 import os
 import socket
 import struct
-from collections.abc import Collection
-from dataclasses import dataclass, fields
+from collections.abc import Collection, Iterable
+from dataclasses import astuple, dataclass, fields
 from importlib import resources
 
 from l7proxy.datapath import libbpf
@@ -88,6 +88,8 @@ class Totals:
     trimmed_bytes: int
     drops: int  # skbs of directions with a fault
 
+
+_TOTALS = fields(Totals)
 
 MAPS = ("socks", "index_of", "events", "directions", "totals")
 
@@ -304,7 +306,7 @@ class Splicer:
 
     def totals(self) -> Totals:
         """Sums since the load; in any process that holds this object."""
-        sums = [sum(self._totals[word::_TOTALS_WORDS]) for word in range(len(fields(Totals)))]
+        sums = [sum(self._totals[word::_TOTALS_WORDS]) for word in range(len(_TOTALS))]
         return Totals(*sums)
 
     def close(self) -> None:
@@ -319,6 +321,12 @@ class Splicer:
         self._totals.release()
         self._totals_map.close()  # it has a descriptor of its own
         self._bpf.close()
+
+
+def totals_of(splicers: Iterable[Splicer]) -> Totals:
+    """The totals of all of them together."""
+    every = [astuple(splicer.totals()) for splicer in splicers]
+    return Totals(*map(sum, zip(*every, strict=True))) if every else Totals(*[0] * len(_TOTALS))
 
 
 def inherit_splicer(fds: dict[str, int], pairs: int) -> Splicer:

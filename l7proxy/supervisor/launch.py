@@ -14,19 +14,15 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-from l7proxy import __version__, prober, worker
+from l7proxy import prober, worker
 from l7proxy.admin import Admin, Router, add_page
 from l7proxy.admin.places import Place, open_places
 from l7proxy.config.fingerprint import Fingerprint, fingerprint
-from l7proxy.datapath.sockmap import Splicer, load_splicers
-from l7proxy.doctor import prove_sockmap
-from l7proxy.errors import DatapathUnavailable, StartupError
-from l7proxy.model import Datapath, Listener
+from l7proxy.errors import StartupError
 from l7proxy.net import bundle, privileges
 from l7proxy.net.activation import Activation
 from l7proxy.net.channel import Received
@@ -41,10 +37,12 @@ from l7proxy.supervisor.probing import Backends
 from l7proxy.supervisor.reload import NAMES_SECONDS, Reloader
 from l7proxy.supervisor.scraping import Boards, Scraper
 from l7proxy.supervisor.serving import tell
+from l7proxy.supervisor.stats import collect
 from l7proxy.supervisor.storing import restore, store
 from l7proxy.supervisor.succession import Heritage
 from l7proxy.supervisor.upgrading import LEAVE_SECONDS, Upgrader
 from l7proxy.supervisor.watching import watch
+from l7proxy.supervisor.way import Way, choose, load, room
 from l7proxy.supervisor.workers import AWAITED, EXIT_FAILED, Supervisor
 from l7proxy.telemetry import log as operational
 from l7proxy.telemetry.accesslog import AccessLog
@@ -55,9 +53,6 @@ from l7proxy.telemetry.log import event
 
 log = logging.getLogger(__name__)
 
-_MOST_PAIRS = 131_072  # in one worker; a pair takes about 0.5 KiB of kernel memory, used or not
-_EVEN_SHARE = 16_384  # pairs that each worker can hold however many workers there are
-_RESERVE = 64  # descriptors that are no connections
 _WATCH_SECONDS = 5.0
 _KEEPER_RESERVE = 512  # descriptors of the supervisor that are no kept sockets
 _MOST_KEPT = 1 << 20
@@ -84,24 +79,22 @@ class Options:
 
 
 @dataclass(frozen=True, slots=True)
-class _Way:
-    """The datapath that was chosen, why, and the kernel's part of it for each worker."""
+class _Parts:
+    """What `run` has put together, for the time in which it serves."""
 
-    datapath: Datapath
-    reason: str
-    splicers: tuple[Splicer, ...] = ()
-
-    def splicer(self, slot: int) -> Splicer | None:
-        return self.splicers[slot] if self.splicers else None
-
-    def keep(self, slot: int | None) -> None:
-        """In a child: give up the maps of all workers but the one in this slot.
-
-        Whoever has a descriptor of a map may write to it, and a child may be taken over.
-        """
-        for number, splicer in enumerate(self.splicers):
-            if number != slot:
-                splicer.close()
+    options: Options
+    supervisor: Supervisor
+    reloader: Reloader
+    inquiry: Inquiry
+    way: Way
+    shared: SharedCounters
+    boards: Boards
+    backends: Backends
+    seen: Fingerprint
+    managing: Managing
+    keeper: Keeper
+    upgrader: Upgrader
+    heritage: Heritage | None
 
 
 def run(options: Options) -> int:
@@ -125,7 +118,7 @@ def run(options: Options) -> int:
     if heritage is not None:  # each worker before has left its pairs to one of the same slot
         workers = max(workers, len(heritage.splicers))
     _, files = privileges.raise_nofile()
-    wanted = _wanted(options.datapath)
+    wanted = choose(options.datapath)
     shared = SharedCounters(workers)
     boards = Boards.make(workers)
     health = HealthBoard(workers + 2)  # a slot for each worker, the prober, and the supervisor
@@ -138,11 +131,11 @@ def run(options: Options) -> int:
             log.warning(
                 event("a socket was passed that no listener of the policy has", socket=unused)
             )
-    pairs = _pairs(reloader.serving.manifest.listeners, workers, files)
+    pairs = room(reloader.serving.manifest.listeners, workers, files)
     left = () if heritage is None else heritage.splicers
     if left and heritage is not None:
         pairs = heritage.pairs
-    way = _load(wanted, options.datapath, workers, pairs, left)
+    way = load(wanted, options.datapath, workers, pairs, left)
     if way.splicers:
         limits = sum(one.limits.connections for one in reloader.serving.manifest.listeners)
         reloader.pairs = max(limits, pairs * workers)
@@ -283,7 +276,7 @@ def run(options: Options) -> int:
         on_upgrade=upgrade,
         on_terminated=terminated,
         active=shared.active,
-        present=partial(_present, reloader, shared),
+        present=lambda: reloader.serving.present(shared),
         resets=partial(shared.total, Counter.ERROR_DRAIN_DEADLINE),
     )
     managing = Managing(
@@ -297,40 +290,28 @@ def run(options: Options) -> int:
     upgrader = Upgrader(supervisor, reloader, keeper, way.splicers, pairs, manager)
     reloader.on_request = managing.reloading
     backends = Backends(health.slot(workers + 1))
-    return asyncio.run(
-        _serve(
-            options,
-            supervisor,
-            reloader,
-            inquiry,
-            way,
-            shared,
-            boards,
-            backends,
-            seen,
-            managing,
-            keeper,
-            upgrader,
-            heritage,
-        )
+    parts = _Parts(
+        options=options,
+        supervisor=supervisor,
+        reloader=reloader,
+        inquiry=inquiry,
+        way=way,
+        shared=shared,
+        boards=boards,
+        backends=backends,
+        seen=seen,
+        managing=managing,
+        keeper=keeper,
+        upgrader=upgrader,
+        heritage=heritage,
     )
+    return asyncio.run(_serve(parts))
 
 
-async def _serve(
-    options: Options,
-    supervisor: Supervisor,
-    reloader: Reloader,
-    inquiry: Inquiry,
-    way: _Way,
-    shared: SharedCounters,
-    boards: Boards,
-    backends: Backends,
-    seen: Fingerprint,
-    managing: Managing,
-    keeper: Keeper,
-    upgrader: Upgrader,
-    heritage: Heritage | None,
-) -> int:
+async def _serve(parts: _Parts) -> int:
+    options, supervisor, reloader = parts.options, parts.supervisor, parts.reloader
+    way, shared, keeper = parts.way, parts.shared, parts.keeper
+    heritage, managing = parts.heritage, parts.managing
     begun = time.monotonic()
 
     def stats() -> dict[str, Any]:
@@ -341,7 +322,7 @@ async def _serve(
 
     def groups() -> dict[str, Any]:
         serving = reloader.serving
-        return backends.stats(serving.number, serving.policy, reloader.resolved)
+        return parts.backends.stats(serving.number, serving.policy, reloader.resolved)
 
     async def first() -> None:
         if heritage is not None:
@@ -365,9 +346,17 @@ async def _serve(
         managing.ready()
 
     router = Router()
-    Operations(supervisor, reloader, inquiry, upgrader, stats).add_to(router)
-    scraped = (supervisor, reloader, shared, boards, way.splicers, way.datapath)
-    Scraper(*scraped, groups, lambda: keeper.total).add_to(router)
+    Operations(supervisor, reloader, parts.inquiry, parts.upgrader, stats).add_to(router)
+    Scraper(
+        supervisor,
+        reloader,
+        shared,
+        parts.boards,
+        way.splicers,
+        way.datapath,
+        groups,
+        lambda: keeper.total,
+    ).add_to(router)
     add_page(router)
     admin = Admin(router)
     places: list[Place] = []
@@ -393,7 +382,7 @@ async def _serve(
 
     beside = [asyncio.create_task(_watch(shared)), asyncio.create_task(managing.beat())]
     if options.watch:
-        beside.append(asyncio.create_task(watch(options.policy, seen, reloader.request)))
+        beside.append(asyncio.create_task(watch(options.policy, parts.seen, reloader.request)))
     try:
         if not replaces:
             await open_admin()
@@ -408,15 +397,6 @@ async def _serve(
             place.socket.remove()
 
 
-def _present(reloader: Reloader, shared: SharedCounters) -> dict[str, int]:
-    """How many connections live on each listener that the policy has."""
-    serving = reloader.serving
-    return {
-        listener.name: shared.present(row)
-        for (listener, _), row in zip(serving.listeners(), serving.rows, strict=True)
-    }
-
-
 async def _watch(shared: SharedCounters) -> None:
     """Say so when lines of the access log are lost: nothing else would tell."""
     told = 0
@@ -428,112 +408,3 @@ async def _watch(shared: SharedCounters) -> None:
                 event("access log lines dropped: its reader is too slow", lines=dropped - told)
             )
         told = dropped
-
-
-def collect(
-    supervisor: Supervisor, reloader: Reloader, way: _Way, shared: SharedCounters, uptime: float
-) -> dict[str, Any]:
-    """The object that `GET /stats` answers with: totals over all workers, live."""
-    kernel = [asdict(splicer.totals()) for splicer in way.splicers]
-
-    def moved(name: str) -> int:
-        return sum(totals[name] for totals in kernel)
-
-    # in this order: a pair ends before its connection does
-    active, spliced, relayed = shared.active(), shared.spliced(), shared.relayed()
-    return {
-        "version": __version__,
-        "pid": os.getpid(),
-        "datapath": str(way.datapath),
-        "datapath_reason": way.reason,
-        "workers": {
-            "configured": supervisor.configured,
-            "running": supervisor.running,
-            "restarts": supervisor.restarts,
-        },
-        "uptime_seconds": round(uptime, 3),
-        "draining": supervisor.draining,
-        "drain": supervisor.progress(),
-        "policy": reloader.stats()
-        | {"longest_slice_ms": shared.most(Counter.LONGEST_SLICE) / 1000},
-        "listeners": {
-            listener.name: {
-                "address": str(one.address),
-                "protocol": str(listener.protocol),
-                "active": shared.present(row),
-            }
-            for (listener, one), row in zip(
-                reloader.serving.listeners(), reloader.serving.rows, strict=True
-            )
-        },
-        "connections": {
-            "accepted": shared.total(Counter.ACCEPTED),
-            "active": active,
-            "refused": shared.total(Counter.REFUSED),
-        },
-        "pairs": {"active": spliced + relayed, "spliced": spliced, "relayed": relayed},
-        "bytes": {
-            "redirected": {
-                "from_client": moved("redirected_client"),
-                "from_backend": moved("redirected_backend"),
-            },
-            "relayed": {
-                "from_client": shared.total(Counter.RELAYED_CLIENT),
-                "from_backend": shared.total(Counter.RELAYED_BACKEND),
-            },
-            "relayed_by_splice2": {
-                "from_client": shared.total(Counter.SPLICE2_CLIENT),
-                "from_backend": shared.total(Counter.SPLICE2_BACKEND),
-            },
-        },
-        "overflows": shared.total(Counter.OVERFLOWS),
-        "odd_answers": shared.total(Counter.ODD_ANSWERS),
-        "access_log_dropped": shared.total(Counter.LOG_DROPPED),
-        "errors": shared.errors(),
-        "kernel": {name: moved(name) for name in ("passed", "trims", "trimmed_bytes", "drops")},
-    }
-
-
-# ---- the datapath
-
-
-def _wanted(asked: str) -> _Way:
-    """Sockmap where it is asked for or possible; proven by the self-test either way."""
-    if asked not in ("auto", Datapath.SOCKMAP):
-        return _Way(Datapath(asked), f"asked for with --datapath {asked}")
-    try:
-        prove_sockmap()
-    except DatapathUnavailable as error:
-        return _fall_back(asked, error)
-    return _Way(Datapath.SOCKMAP, "the kernel passed the self-test")
-
-
-def _load(way: _Way, asked: str, workers: int, pairs: int, left: Sequence[Splicer] = ()) -> _Way:
-    """`left`: of the first workers, by the l7proxy before."""
-    if way.datapath is not Datapath.SOCKMAP:
-        return way
-    try:
-        fresh = load_splicers(workers - len(left), pairs)
-        return _Way(way.datapath, way.reason, (*left, *fresh))
-    except DatapathUnavailable as error:
-        return _fall_back(asked, error)
-
-
-def _fall_back(asked: str, error: DatapathUnavailable) -> _Way:
-    if asked == Datapath.SOCKMAP:
-        raise StartupError(f"--datapath sockmap: {error}") from error
-    fields = {"why": error.reason} | ({"remedy": error.remedy} if error.remedy else {})
-    log.warning(event("the kernel does not splice here, relaying", **fields))
-    return _Way(Datapath.SPLICE2, str(error))
-
-
-def _pairs(listeners: Sequence[Listener], workers: int, files: int) -> int:
-    """How many pairs each worker's maps hold: what its share of connections may come to.
-
-    The kernel does not spread connections evenly, so a share is generous; beyond it pairs are
-    relayed, as is what a reload allows beyond it: a map keeps the size that it was made with.
-    """
-    connections = sum(listener.limits.connections for listener in listeners)
-    share = max(_EVEN_SHARE, 2 * connections // workers)
-    most = (files - _RESERVE) // 2 if files > 0 else _MOST_PAIRS  # RLIM_INFINITY is -1
-    return max(_RESERVE, min(connections, share, most, _MOST_PAIRS))

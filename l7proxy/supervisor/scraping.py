@@ -16,7 +16,7 @@ from typing import Any
 
 from l7proxy import __version__
 from l7proxy.admin import Answer, Request, Router
-from l7proxy.datapath.sockmap import Splicer, Totals
+from l7proxy.datapath.sockmap import Splicer, Totals, totals_of
 from l7proxy.supervisor.reload import Reloader
 from l7proxy.supervisor.workers import Supervisor
 from l7proxy.telemetry import families, processes
@@ -111,29 +111,19 @@ class Scraper:
     # ---- connections and bytes
 
     def _listeners(self) -> Family:
-        serving = self._reloader.serving
-        return families.listeners(
-            [
-                ((listener.name,), self._shared.present(row))
-                for listener, row in zip(serving.manifest.listeners, serving.rows, strict=True)
-            ]
-        )
+        present = self._reloader.serving.present(self._shared)
+        return families.listeners([((name,), count) for name, count in present.items()])
 
     def _kernel(self) -> Iterator[Family]:
-        found = [splicer.totals() for splicer in self._splicers]
-
-        def total(figure: Callable[[Totals], int]) -> int:
-            return sum(map(figure, found))
-
-        shared = self._shared
+        totals, shared = totals_of(self._splicers), self._shared
         yield Family(
             "l7proxy_transferred_bytes",
             Kind.COUNTER,
             "Bytes that were moved, those of spliced pairs as they flow.",
             ("direction", "way"),
             [
-                (("from_client", "kernel"), total(lambda one: one.redirected_client)),
-                (("from_backend", "kernel"), total(lambda one: one.redirected_backend)),
+                (("from_client", "kernel"), totals.redirected_client),
+                (("from_backend", "kernel"), totals.redirected_backend),
                 (("from_client", "relay"), shared.total(Counter.RELAYED_CLIENT)),
                 (("from_backend", "relay"), shared.total(Counter.RELAYED_BACKEND)),
             ],
@@ -148,10 +138,10 @@ class Scraper:
                 (("from_backend",), shared.total(Counter.SPLICE2_BACKEND)),
             ],
         )
-        if not found:
+        if not self._splicers:
             return
         for name, text, figure in _KERNEL:
-            yield Family(name, Kind.COUNTER, text, samples=[((), total(figure))])
+            yield Family(name, Kind.COUNTER, text, samples=[((), figure(totals))])
 
     # ---- policy
 

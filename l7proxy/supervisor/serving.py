@@ -18,7 +18,7 @@ from l7proxy.net import bundle
 from l7proxy.net.activation import Activation
 from l7proxy.net.listen import ListeningSocket, let_intercept, open_for_clients
 from l7proxy.net.messages import Prepare
-from l7proxy.telemetry.counters import Rows, RowsExhausted
+from l7proxy.telemetry.counters import Rows, RowsExhausted, SharedCounters
 from l7proxy.telemetry.log import event
 
 log = logging.getLogger(__name__)
@@ -51,6 +51,11 @@ class Serving:
     def listeners(self) -> Iterator[tuple[Listener, ListeningSocket]]:
         """Each listener with its socket."""
         return zip(self.manifest.listeners, self.sockets.values(), strict=True)
+
+    def present(self, shared: SharedCounters) -> dict[str, int]:
+        """How many connections live on each listener, by its name."""
+        names = (listener.name for listener in self.manifest.listeners)
+        return {name: shared.present(row) for name, row in zip(names, self.rows, strict=True)}
 
 
 class Refused(Exception):

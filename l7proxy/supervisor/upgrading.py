@@ -11,7 +11,7 @@ import logging
 import os
 import subprocess
 import sys
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 from l7proxy.datapath.sockmap import Splicer
@@ -47,13 +47,7 @@ class Upgraded:
 
     def as_dict(self) -> dict[str, Any]:
         """As the admin server tells it."""
-        return {
-            "ok": self.ok,
-            "text": self.text,
-            "pid": self.pid,
-            "pairs": self.pairs,
-            "adopts": self.adopts,
-        }
+        return asdict(self)
 
 
 class Upgrader:

@@ -5,6 +5,8 @@ send queue is full: the receiver is slower than its sender. In the first case al
 written at once and the kernel goes on. In the second user space keeps the direction *until it is
 calm*, that is, until a few turns in a row have moved little. Two facts about the kernel say why:
 
+- A fast sender refills its socket as quickly as user space empties it. There is no moment in which
+  a direction that is handed back would not be passed again at once.
 - While user space is inside a system call on the source, segments wait in its backlog, and
   `__release_sock` counts all of them against the receive buffer until it is through. The sender
   answers the acknowledgements of that very loop, and the loop can end with the window shut. If the
@@ -12,12 +14,11 @@ calm*, that is, until a few turns in a row have moved little. Two facts about th
   the sender: it is silent until its probe, 200 ms later. A bulk stream that is handed back to the
   kernel while it flows can crawl like that (0.08 GB/s between containers). While user space has the
   direction it reads what comes, and reading tells the sender (`tcp_cleanup_rbuf`).
-- Nothing lives in user space alone, for a worker may die at any moment (`adopting`). Bytes are
-  looked at (MSG_PEEK), written, and only then taken out of the source: TCP knows at any time how
-  many are written, and how many are taken. It is one copy more, while the bytes are in the cache.
-  And what the sink has no room for stays where TCP's flow control holds the sender.
-- A fast sender refills its socket as quickly as user space empties it. There is no moment in which
-  a direction that is handed back would not be passed again at once.
+
+Nothing lives in user space alone, for a worker may die at any moment (`adopting`). Bytes are looked
+at (MSG_PEEK), written, and only then taken out of the source: TCP knows at any time how many are
+written, and how many are taken. It is one copy more, while the bytes are in the cache. And what the
+sink has no room for stays where TCP's flow control holds the sender.
 """
 
 from __future__ import annotations

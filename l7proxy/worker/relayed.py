@@ -3,7 +3,7 @@
 For now, while much comes at once: a receiver that is slower than its sender would make the kernel
 pass what it can't redirect, and what it has passed can only be copied (`overflow`). splice(2) moves
 such a stream at two thirds of that cost. So the kernel gets the pair when it is *calm*: a few turns
-in a row have emptied the source and found room for all of it, so the receiver keeps up. For
+in a row have found room for all that was there, which was not much, so the receiver keeps up. For
 its whole life where there is no kernel for it, or the kernel has refused it.
 
 EPOLLHUP cannot be masked and stays while a socket is shut both ways, so open pairs are watched

@@ -35,7 +35,7 @@ RETRY_FIRST = 0.0009  # seconds until bytes on their way inside the kernel are l
 RETRY_AT_ONCE = 8  # looks without a pause, before that: a kworker is quick, a timer is not
 RETRY_LAST = 0.05
 
-TURN = 4  # buffers that an overflow may move before others have their turn
+TURN = 4  # moves of an overflow before others have their turn
 
 _WATCH = select.EPOLLRDHUP | select.EPOLLET
 _MOVE = _WATCH | select.EPOLLIN | select.EPOLLOUT  # while user space has a direction for longer
