@@ -1,11 +1,9 @@
-"""Connections that were going elsewhere: where to, who made them, and sockets that may take them.
+"""Connections that were going elsewhere: where to, and sockets that may take them.
 
 - A redirected connection (NAT) has the listener's address at its near end; connection tracking
   knows where it was going (`SO_ORIGINAL_DST`, netfilter's `getorigdst`). On a dual-stack socket an
   IPv4 connection is asked about at SOL_IP, though its family is AF_INET6.
 - One that TPROXY assigned has at its near end the address that it was going to.
-- Whom the other end belongs to is told by the socket with the same addresses the other way round,
-  if it is in this network namespace: sock_diag(7) finds it by them in one step, for any user.
 - `IP_TRANSPARENT` needs CAP_NET_ADMIN or CAP_NET_RAW when it is set; what a listener accepts has it
   from the listener.
 """
@@ -134,54 +132,3 @@ def is_local(address: Address) -> bool:
     except OSError:
         return False
     return True
-
-
-# linux/inet_diag.h, linux/sock_diag.h
-_NETLINK_SOCK_DIAG = 4
-_SOCK_DIAG_BY_FAMILY = 20
-_NLM_F_REQUEST = 1
-_NLMSG_ERROR = 2
-_HEADER = struct.Struct("=IHHII")
-_REQUEST = struct.Struct("=BBBxI")
-_ID = struct.Struct("!HH16s16s")
-_ANY = struct.pack("=III", 0, 0xFFFF_FFFF, 0xFFFF_FFFF)  # any interface, any cookie
-_UID_AT = _HEADER.size + 4 + 48 + 12  # of inet_diag_msg: behind family to retrans, id, three words
-_STATE_AT = _HEADER.size + 1
-_LISTEN = 10
-
-
-class Owners:
-    """Asks the kernel whose sockets are. Raises OSError when made where it cannot be asked."""
-
-    def __init__(self) -> None:
-        self._sock = socket.socket(socket.AF_NETLINK, socket.SOCK_DGRAM, _NETLINK_SOCK_DIAG)
-        self._sock.settimeout(1.0)  # it answers at once, or it has lost the question
-
-    def owner(self, near: Address, far: Address) -> int | None:
-        """The user of the TCP socket here that is connected from `near` to `far`.
-
-        None where there is none: the connection is from elsewhere, or over. Raises OSError when the
-        kernel does not answer.
-        """
-        family = socket.AF_INET6 if near.is_ipv6 else socket.AF_INET
-        ends = [socket.inet_pton(family, one.host).ljust(16, b"\0") for one in (near, far)]
-        states = 0xFFFF_FFFF
-        request = _REQUEST.pack(family, socket.IPPROTO_TCP, 0, states)
-        request += _ID.pack(near.port, far.port, *ends) + _ANY
-        size = _HEADER.size + len(request)
-        self._sock.send(_HEADER.pack(size, _SOCK_DIAG_BY_FAMILY, _NLM_F_REQUEST, 0, 0) + request)
-        answer = self._sock.recv(4096)
-        _, kind, _, _, _ = _HEADER.unpack_from(answer)
-        if kind == _NLMSG_ERROR:
-            (code,) = struct.unpack_from("=i", answer, _HEADER.size)
-            if code == -errno.ENOENT:
-                return None
-            raise OSError(-code, "sock_diag")
-        if answer[_STATE_AT] == _LISTEN:
-            return None
-        uid: int = struct.unpack_from("=I", answer, _UID_AT)[0]
-        return uid
-
-    def close(self) -> None:
-        """Ask no more."""
-        self._sock.close()

@@ -16,7 +16,8 @@ from typing import TYPE_CHECKING
 
 from l7proxy.errors import Reason
 from l7proxy.model import Address, Transparent, Way
-from l7proxy.net.interception import OwnAddresses, Owners, original_destination
+from l7proxy.net.interception import OwnAddresses, original_destination
+from l7proxy.net.sockdiag import SockDiag
 from l7proxy.telemetry.log import event
 
 if TYPE_CHECKING:
@@ -41,11 +42,11 @@ class Intercepted:
         self._mode = transparent.mode
         self._own = own
         self._told: set[str] = set()
-        self._owners: Owners | None = None
+        self._diag: SockDiag | None = None
         self._user = os.geteuid()
         if transparent.direction is not Way.INBOUND:  # those are from elsewhere, as the rules say
             try:
-                self._owners = Owners()
+                self._diag = SockDiag(seconds=1.0)
             except OSError as error:
                 self._blind(error)
 
@@ -60,15 +61,15 @@ class Intercepted:
         if found in self._own:
             self._refuse(connection, _OWN_LISTENER, found)
             return None
-        if self._owners is not None:
+        if self._diag is not None:
             near = Address(connection.client_host, client[1])
             try:
-                if self._owners.owner(near, found) == self._user:
+                if self._diag.owner(near, found) == self._user:
                     self._refuse(connection, _OWN_USER, found)
                     return None
             except OSError as error:
-                self._owners.close()
-                self._owners = None
+                self._diag.close()
+                self._diag = None
                 self._blind(error)
         return found
 
