@@ -25,6 +25,7 @@ import pytest
 from proxy import PATIENCE, Proxy, until
 
 from l7proxy import cli
+from l7proxy.worker.relayed import CALM
 from loadtest import netns
 from loadtest.netns import Namespace
 
@@ -111,10 +112,11 @@ def exchange(sock: socket.socket, sent: int = 0) -> Answer:
 
 def dribble(sock: socket.socket) -> int:
     """The beginning of it, so slowly that nothing has to wait and the pair is spliced meanwhile."""
-    for at in range(0, 100_000, 10_000):
+    end = 3 * CALM * 10_000  # several come in one turn of the relay where the machine is busy
+    for at in range(0, end, 10_000):
         sock.sendall(PAYLOAD[at : at + 10_000])
         time.sleep(0.02)
-    return 100_000
+    return end
 
 
 class Pod:

@@ -61,21 +61,22 @@ def _servers(pod: Pod) -> None:
 
 
 def test_outbound_goes_where_it_was_going(pod: Pod, proxy: Proxy) -> None:
-    client = pod.dial(pod.pod, OUTSIDE[4], 9000)
-    port = client.getsockname()[1]
-    answer = exchange(client, sent=dribble(client))
-    assert answer.whole
-    assert (answer.name, answer.near, answer.port) == ("web", OUTSIDE[4], 9000)
-    record = proxy.record(port)
-    assert (record["listener"], record["route"]) == ("out", "(unmatched)")
-    assert (record["backend"], record["reason"]) == ("passthrough", "done")
-    assert record["client"] == f"{POD[4]}:{port}"
-    assert record["destination"] == record["endpoint"] == f"{OUTSIDE[4]}:9000"
-    assert record["bytes_in"] == len(PAYLOAD)
-    if record["datapath"] == "sockmap":  # a busy machine may have it end before it is spliced
-        assert record["kernel_in"] > 0
-    else:
-        assert record["kernel_in"] == 0
+    kernel = 0
+    for _ in range(3):
+        client = pod.dial(pod.pod, OUTSIDE[4], 9000)
+        port = client.getsockname()[1]
+        answer = exchange(client, sent=dribble(client))
+        assert answer.whole
+        assert (answer.name, answer.near, answer.port) == ("web", OUTSIDE[4], 9000)
+        record = proxy.record(port)
+        assert (record["listener"], record["route"]) == ("out", "(unmatched)")
+        assert (record["backend"], record["reason"]) == ("passthrough", "done")
+        assert record["client"] == f"{POD[4]}:{port}"
+        assert record["destination"] == record["endpoint"] == f"{OUTSIDE[4]}:9000"
+        assert record["bytes_in"] == len(PAYLOAD)
+        kernel += record["kernel_in"]
+    # a busy machine may have one of them end before it is spliced
+    assert (kernel > 0) == (proxy.datapath == "sockmap")
 
 
 def test_outbound_of_ipv6(pod: Pod, proxy: Proxy) -> None:
