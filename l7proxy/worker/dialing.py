@@ -84,8 +84,9 @@ class Dialing:
         "_race_at",
         "_raced",
         "_remembered",
+        "_rest",
         "_seconds",
-        "_waited",
+        "_wait_until",
         "source",
     )
 
@@ -133,7 +134,8 @@ class Dialing:
         self._race = _NO_RACE
         self._race_at = 0.0
         self._raced = _NO_PLACES  # whom the race has reached
-        self._waited = 0  # times, for a socket that can have another's address
+        self._rest = self._order  # who is left, when one is put back in front of them
+        self._wait_until = 0.0  # for a socket that can have another's address; 0: not waited yet
 
     def resume(self, group: Group | None, endpoint: str) -> None:
         """It was dialled by another worker, which has died: count it as one of this one's."""
@@ -292,15 +294,15 @@ class Dialing:
 
     def _wait_for_spare(self, place: Place) -> bool:
         """Try again in a while, when sockets have come; whether there is a point in it."""
+        worker = self._connection.worker
         place.leave()
         self._dials -= 1
-        self._waited += 1
-        if self._waited * SPARE_DELAY > self._seconds:
+        self._wait_until = self._wait_until or worker.now + self._seconds
+        if worker.now >= self._wait_until:
             self._failure = Reason.DESCRIPTORS
             self._order, self._race = _NOBODY, _NO_RACE
             return False
-        self._order = chain((place,), self._order)
-        worker = self._connection.worker
+        self._order = chain((place,), self._rest)
         worker.calendar.set(self._connection, worker.now + SPARE_DELAY)
         return True
 
@@ -339,7 +341,7 @@ class Dialing:
         for attempt in list(self._attempts.values()):
             self._drop(attempt)
         self._attempts, self._race, self._raced = _NO_ATTEMPTS, _NO_RACE, _NO_PLACES
-        self._order = _NOBODY
+        self._order = self._rest = _NOBODY
         if self._is_dialling:
             self._is_dialling = False
             assert self._group is not None

@@ -23,6 +23,47 @@ from l7proxy.worker.timers import Calendar
 pytestmark = pytest.mark.net
 
 
+class Waiting(SimpleNamespace):
+    """A connection that the calendar can hold."""
+
+    __hash__ = object.__hash__
+
+
+@pytest.mark.parametrize("seconds", [1.0, 3600.0])
+def test_nobody_waits_longer_for_a_socket_than_for_a_dial(seconds: float) -> None:
+    """However often it has to look; the calendar is as coarse as it likes."""
+    board, calendar = HealthBoard(1, rows=8), Calendar()
+    backend = Backend("app", (Endpoint(Address("127.0.0.1", 9)),))
+    group = Group(backend, {}, board.slot(0), calendar, random.Random(1), 0.0)
+    happened: list[object] = []
+    worker = SimpleNamespace(now=100.0, calendar=calendar)
+    worker.spares = SimpleNamespace(take=lambda _: None)
+    connection: Any = Waiting(
+        worker=worker,
+        sending=None,
+        tick=-1,
+        listener=SimpleNamespace(
+            protocol=Protocol.HTTP, timeouts=Timeouts(dial=seconds), groups={"app": group}
+        ),
+        record=SimpleNamespace(),
+        end_with=happened.append,
+        reply_with=lambda *_: None,
+        on=happened.append,
+    )
+    dialing = Dialing(connection)
+    dialing.source = "127.0.0.9"
+    dialing.choose(Forward(Route("all", ()), backend), None, "", None)
+    dialing.start()
+    while not happened:
+        worker.now += 0.125
+        dialing.timed_out()
+    assert worker.now == 100.0 + seconds
+    assert happened == [Reason.DESCRIPTORS, Event.UNREACHABLE]
+    dialing.release(answered=False)
+    assert group.places[0].row.present() == group.load.row.present() == 0
+    board.close()
+
+
 def test_epoll_takes_no_more_descriptors() -> None:
     """epoll_ctl(2): ENOSPC, "the limit imposed by /proc/sys/fs/epoll/max_user_watches"."""
 
