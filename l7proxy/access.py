@@ -46,6 +46,14 @@ def plain_address(text: str) -> str:
     return text.partition("%")[0] if "%" in text else text
 
 
+def host_of(client: str) -> str:
+    """The address in `host:port` or `[host]:port`; what has no port stays as it is."""
+    if client.startswith("["):
+        return client[1:].partition("]")[0]
+    host, _, port = client.partition(":")
+    return host if port.isdecimal() else client
+
+
 class Blocks:
     """A set of CIDR blocks: `"192.0.2.1" in blocks`. Empty, it holds nothing and is false."""
 

@@ -16,6 +16,7 @@ from functools import lru_cache
 from typing import TYPE_CHECKING
 
 from l7proxy import logformat
+from l7proxy.access import host_of
 from l7proxy.logformat import HEADER, Part
 from l7proxy.telemetry import sink
 
@@ -104,6 +105,11 @@ def _with_ms(form: Callable[[float], str], moment: float) -> str:
     return f"{form(second)}.{int((moment - second) * 1000):03d}"
 
 
+def stamp(moment: float) -> str:
+    """UTC, ISO 8601, to the millisecond."""
+    return f"{_with_ms(_iso, moment)}Z"
+
+
 def _ms(value: float | None) -> str:
     return "" if value is None else f"{value:.3f}"
 
@@ -121,17 +127,8 @@ def _connect(record: Record) -> float | None:
 # ---- addresses and requests
 
 
-def _ip(address: str) -> str:
-    """`[::1]:80` -> `::1`; what is no address and port stays as it is."""
-    host, colon, port = address.rpartition(":")
-    if not colon or not port.isdecimal():
-        return address
-    return host[1:-1] if host.startswith("[") else host
-
-
 def _port(address: str) -> str:
-    port = address.rpartition(":")[2]
-    return port if port.isdecimal() and port != address else ""
+    return "" if host_of(address) == address else address.rpartition(":")[2]
 
 
 def _version(record: Record) -> str:
@@ -151,7 +148,7 @@ def _query(record: Record) -> str:
 _PID = lru_cache(maxsize=1)(lambda: str(os.getpid()))  # first asked for in a worker
 
 VALUES: dict[str, Value] = {
-    "time": lambda r: f"{_with_ms(_iso, r.time)}Z",
+    "time": lambda r: stamp(r.time),
     "time_clf": lambda r: _clf(int(r.time)),
     "time_ms": lambda r: _with_ms(_plain, r.time),
     "time_gmt": lambda r: _gmt(int(r.time)),
@@ -161,14 +158,14 @@ VALUES: dict[str, Value] = {
     "pid": lambda _: _PID(),
     "listener": lambda r: r.listener,
     "client": lambda r: r.client,
-    "client_ip": lambda r: _ip(r.client),
+    "client_ip": lambda r: host_of(r.client),
     "client_port": lambda r: _port(r.client),
     "proxy": lambda r: r.proxy,
     "destination": lambda r: r.destination,
     "route": lambda r: r.route,
     "backend": lambda r: r.backend,
     "endpoint": lambda r: r.endpoint,
-    "endpoint_ip": lambda r: _ip(r.endpoint),
+    "endpoint_ip": lambda r: host_of(r.endpoint),
     "endpoint_port": lambda r: _port(r.endpoint),
     "method": lambda r: r.method,
     "host": lambda r: r.host,

@@ -106,7 +106,7 @@ def encode(record: Record) -> bytes:
     """The record's line, newline included; at most `sink.CHUNK` bytes of ASCII."""
     r = record
     return (
-        f'{{"time":"{_stamp(r.time)}","worker":{r.worker},"listener":{_name(r.listener)},'
+        f'{{"time":"{accessformat.stamp(r.time)}","worker":{r.worker},"listener":{_name(r.listener)},'
         f'"client":{_text(r.client, _CLIENT)},"proxy":{_text(r.proxy, _CLIENT)},'
         f'"destination":{_text(r.destination, _CLIENT)},'
         f'"route":{_name(r.route)},'
@@ -289,14 +289,3 @@ def _name(text: str) -> str:
 
 def _ms(value: float | None) -> str:
     return "null" if value is None else f"{value:.3f}"
-
-
-@lru_cache(maxsize=8)
-def _second(second: int) -> str:
-    return time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(second))
-
-
-def _stamp(moment: float) -> str:
-    """UTC, ISO 8601, to the millisecond."""
-    second = int(moment)
-    return f"{_second(second)}.{int((moment - second) * 1000):03d}Z"

@@ -28,6 +28,7 @@ import socket
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
+from l7proxy.access import host_of
 from l7proxy.errors import Reason
 from l7proxy.model import Side
 from l7proxy.net import dial
@@ -126,8 +127,7 @@ class _Adopting:
         worker.resumed(connection, listener.row)
         connection.dialing.resume(listener.groups.get(record.backend), record.endpoint)
         if handed.counted:
-            host = record.client.rpartition(":")[0].strip("[]")
-            entry = worker.presence.enter(listener.name, host, _NO_LIMIT)
+            entry = worker.presence.enter(listener.name, host_of(record.client), _NO_LIMIT)
             connection.presence = NOWHERE if entry is None else entry
         connection.on(Event.ADOPTED)
         try:

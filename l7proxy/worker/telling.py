@@ -11,6 +11,7 @@ from collections.abc import Callable, Generator
 from operator import attrgetter, itemgetter
 from typing import TYPE_CHECKING, Any
 
+from l7proxy.access import host_of
 from l7proxy.net.messages import ConnectionRow, Connections, ListConnections
 from l7proxy.net.tcpinfo import tcp_info
 from l7proxy.session import Flow, State
@@ -66,7 +67,7 @@ def _fits(connection: Connection, only: dict[str, str]) -> bool:
 def _is_client(connection: Connection, value: str) -> bool:
     """An address, or an address and a port."""
     client = connection.record.client
-    return value in (client, client.rpartition(":")[0].strip("[]"))
+    return value in (client, host_of(client))
 
 
 def _way(connection: Connection) -> str | None:

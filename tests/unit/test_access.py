@@ -15,6 +15,7 @@ from l7proxy.access import (
     RouteAccess,
     Trust,
     admits,
+    host_of,
     plain_address,
 )
 from l7proxy.model import Access, Address, Hello, Listener, UnixAddress
@@ -135,6 +136,24 @@ def test_who_may_connect_to_a_unix_socket_is_trusted_but_not_on_an_abstract_one(
 )
 def test_plain(address: str, plain: str) -> None:
     assert plain_address(address) == plain
+
+
+@pytest.mark.parametrize(
+    ("client", "host"),
+    [
+        ("203.0.113.5:4711", "203.0.113.5"),
+        ("[2001:db8::1]:4711", "2001:db8::1"),
+        ("203.0.113.5", "203.0.113.5"),  # who a proxy says that it is has no port
+        ("2001:db8::1", "2001:db8::1"),
+        ("2001:db8::1:80", "2001:db8::1:80"),
+        ("api.internal:80", "api.internal"),
+        (UNIX_CLIENT, UNIX_CLIENT),
+        ("unix:/run/app.sock", "unix:/run/app.sock"),
+        ("", ""),
+    ],
+)
+def test_the_host_of_a_client(client: str, host: str) -> None:
+    assert host_of(client) == host
 
 
 def test_thousands_of_blocks_are_compiled_a_few_at_a_time() -> None:
