@@ -11,6 +11,7 @@ from __future__ import annotations
 from typing import Any
 
 from l7proxy.config.emitting import emit
+from l7proxy.config.references import UNMATCHED
 from l7proxy.model import (
     Access,
     AccessLogRules,
@@ -48,7 +49,7 @@ def document(policy: Policy) -> Document:
     """The policy as what its YAML says."""
     found: Document = {
         "listeners": {name: _listener(one) for name, one in policy.listeners.items()},
-        "routes": [_route(route) for route in policy.routes if route.name[0] != "("],
+        "routes": [_route(route) for route in policy.routes if route.name != UNMATCHED],
     }
     backends = {name: _backend(one) for name, one in policy.backends.items() if not one.original}
     found |= {"backends": backends} if backends else {}

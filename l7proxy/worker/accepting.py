@@ -58,11 +58,7 @@ class Accepting:
             listener.sock.close()
 
     def _unwatch(self, listener: OpenListener) -> bool:
-        fd = listener.sock.fileno()
-        watched = self._worker.watches(fd, listener)
-        if watched:
-            self._worker.unregister(fd)
-        return watched
+        return self._worker.unwatch(listener.sock.fileno(), listener)
 
     def listen(self, listener: OpenListener) -> None:
         """Begin, or go on, to accept."""

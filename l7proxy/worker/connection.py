@@ -504,8 +504,8 @@ class Connection:
 
     def _unwatch(self, sock: socket.socket | None) -> None:
         """A descriptor that is closed stays in epoll while there is another one of its socket."""
-        if sock is not None and self.worker.watches(sock.fileno(), self):
-            self.worker.unregister(sock.fileno())
+        if sock is not None:
+            self.worker.unwatch(sock.fileno(), self)
 
     def drop_backend(self) -> None:
         """Give the backend's socket up, if there is one."""

@@ -152,7 +152,7 @@ class Worker:
             self.now = self.clock()
             for item in self.calendar.due(self.now):
                 if isinstance(item, Connection):
-                    self._guard_call(item, item.on_deadline)
+                    self.guard(item, item.on_deadline)
                 else:
                     item.on_deadline()
             if self._soon:
@@ -191,7 +191,8 @@ class Worker:
             due = retry if due is None else min(due, retry)
         return -1.0 if due is None else max(0.0, due - self.clock())
 
-    def _guard_call(self, connection: Connection, call: Callable[[], None]) -> None:
+    def guard(self, connection: Connection, call: Callable[[], None]) -> None:
+        """Call; a bug of ours costs this connection, not the worker."""
         try:
             call()
         except Exception:
@@ -210,7 +211,7 @@ class Worker:
         self._soon.difference_update(ready)
         for connection in ready:
             if connection.pair is not None and connection.session.is_open:
-                self._guard_call(connection, connection.pair.again)
+                self.guard(connection, connection.pair.again)
 
     def look_again(self, connection: Connection, delay: float) -> None:
         """Have the connection's pair looked at again in `delay` seconds, or sooner."""
@@ -227,7 +228,7 @@ class Worker:
         connection.number = self.view[Counter.ACCEPTED]  # grows on through all workers of a slot
         self._counters.enter(row)
         self.meter.accepted(connection.listener.name)
-        self._guard_call(connection, connection.begin)
+        self.guard(connection, connection.begin)
 
     def resumed(self, connection: Connection, row: int) -> None:
         """A connection was another worker's until now, and is counted as open already."""
@@ -264,7 +265,7 @@ class Worker:
         """Reset the connection of this number, if there is one; whether there was."""
         for connection in self._connections:
             if connection.number == number:
-                self._guard_call(connection, partial(connection.abort, Reason.OPERATOR_RESET))
+                self.guard(connection, partial(connection.abort, Reason.OPERATOR_RESET))
                 return True
         return False
 
@@ -300,9 +301,12 @@ class Worker:
         if self._handlers.get(fd) is old:
             self._handlers[fd] = new
 
-    def watches(self, fd: int, handler: Handler) -> bool:
-        """Whether events of `fd` go to `handler`."""
-        return self._handlers.get(fd) is handler
+    def unwatch(self, fd: int, handler: Handler) -> bool:
+        """Watch `fd` no more, if its events go to `handler`; whether they did."""
+        watched = self._handlers.get(fd) is handler
+        if watched:
+            self.unregister(fd)
+        return watched
 
     def modify(self, fd: int, mask: int) -> None:
         """Watch it for something else."""
@@ -390,15 +394,11 @@ class Worker:
             return
         self._exit = RESET if self._connections else DRAINED
         for connection in self.connections():
-            self._guard_call(connection, partial(connection.abort, Reason.DRAIN_DEADLINE))
+            self.guard(connection, partial(connection.abort, Reason.DRAIN_DEADLINE))
 
     def leave(self) -> None:
         """Another l7proxy takes the place of this one."""
         Leaving(self).begin()
-
-    def guard(self, connection: Connection, call: Callable[[], None]) -> None:
-        """Call; a bug of ours costs this connection, not the worker."""
-        self._guard_call(connection, call)
 
     def gone(self) -> None:
         """Nobody needs this worker any more."""
@@ -414,7 +414,7 @@ class Worker:
         for index in self.splicer.events():
             pair = self.spliced.get(index >> 1)
             if pair is not None:
-                self._guard_call(pair.connection, partial(pair.on_event, index & 1))
+                self.guard(pair.connection, partial(pair.on_event, index & 1))
 
 
 class _Ring:

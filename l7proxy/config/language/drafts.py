@@ -5,6 +5,7 @@ What is made of a part that has problems is not to be used, only its places are.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 from l7proxy.config.nodes import Node
@@ -17,6 +18,7 @@ from l7proxy.model import (
     Endpoint,
     Listener,
     Match,
+    Policy,
     Protocol,
     Route,
     SocketAddress,
@@ -91,3 +93,8 @@ class Draft:
     routes: list[RouteDraft] | None
     backends: list[BackendDraft] | None
     access_log: AccessLogRules | None = None
+
+    def written(self, policy: Policy) -> Iterator[tuple[Route, RouteDraft]]:
+        """The policy's routes and how they were written. One that l7proxy adds stands behind."""
+        routes = self.routes or []
+        return zip(policy.routes[: len(routes)], routes, strict=True)

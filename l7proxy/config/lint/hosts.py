@@ -29,7 +29,7 @@ def wider(host: str) -> Iterator[str]:
 
 def check(walker: Walker, draft: Draft, policy: Policy) -> None:
     """Warns about routes that no listener can lead to, and hostnames likewise."""
-    for route, written in zip(policy.routes, draft.routes or [], strict=False):
+    for route, written in draft.written(policy):
         listeners = [one for one in policy.listeners.values() if can_get(route, one)]
         name = written.name.node if written.name else written.node
         if not listeners:

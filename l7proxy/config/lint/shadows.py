@@ -126,7 +126,7 @@ def check(walker: Walker, draft: Draft, policy: Policy) -> list[bool]:
                 if board.listener.protocol is Protocol.TCP:
                     only_streams.add(asks.spot)
     teller = _Teller(walker, policy, draft.routes or [])
-    for index, route in enumerate(policy.routes[: len(teller.routes)]):  # those that are written
+    for index, (route, _) in enumerate(draft.written(policy)):
         lost = [
             (index, at)
             for at in range(len(route.matches))

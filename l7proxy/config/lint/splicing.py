@@ -18,10 +18,7 @@ _STREAM = "the stream is spliced once its backend has taken the connection"
 
 def check(walker: Walker, draft: Draft, policy: Policy) -> None:
     """Notes for every `auto`, and warnings for what was written against its better knowledge."""
-    routes = {
-        route.name: written
-        for route, written in zip(policy.routes, draft.routes or [], strict=False)
-    }
+    routes = {route.name: written for route, written in draft.written(policy)}
     for listener, written in zip(policy.listeners.values(), draft.listeners or [], strict=True):
         auto = Auto(policy, listener)
         for route in policy.routes:
