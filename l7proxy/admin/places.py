@@ -9,7 +9,8 @@ from dataclasses import dataclass
 
 from l7proxy.admin.guard import Guard, Token
 from l7proxy.errors import StartupError
-from l7proxy.net.adminsocket import AdminSocket, default_place, open_admin
+from l7proxy.net.adminplace import default_place
+from l7proxy.net.adminsocket import AdminSocket, open_admin
 from l7proxy.telemetry.log import event
 
 log = logging.getLogger(__name__)

@@ -6,6 +6,7 @@ import argparse
 from typing import TYPE_CHECKING, Any
 
 from l7proxy.errors import L7ProxyError
+from l7proxy.net.adminplace import default_place, is_unix
 
 if TYPE_CHECKING:
     import http.client
@@ -38,8 +39,6 @@ def add_token(parser: argparse.ArgumentParser) -> None:
 
 def place(options: argparse.Namespace) -> str:
     """Whom to ask. Raises AskError."""
-    from l7proxy.net.adminsocket import default_place
-
     found: str | None = options.admin or default_place()
     if found is None:
         raise AskError("--admin is wanted: nothing says where l7proxy serves admin requests")
@@ -116,11 +115,6 @@ def _headers(admin: str, options: argparse.Namespace) -> dict[str, str]:
             said = getattr(error, "strerror", None) or str(error)
             raise AskError(f"--admin-token-file {file}: {said.lower()}") from None
     return headers | ({"Authorization": f"Bearer {token}"} if token else {})
-
-
-def is_unix(admin: str) -> bool:
-    """Whether it is the path of a unix socket."""
-    return admin.startswith(("unix:", "/"))
 
 
 def connection(admin: str, seconds: float) -> http.client.HTTPConnection:

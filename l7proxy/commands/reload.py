@@ -6,8 +6,9 @@ import argparse
 import sys
 from pathlib import Path
 
-from l7proxy.commands.client import AskError, add_admin, add_token, ask, is_unix, place
+from l7proxy.commands.client import AskError, add_admin, add_token, ask, place
 from l7proxy.commands.common import Subparsers, print_json
+from l7proxy.net.adminplace import is_unix
 
 _SECONDS = 300.0  # a reload is over by then, whatever happens
 

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import ipaddress
-import os
 import socket
 from dataclasses import dataclass
 
 from l7proxy.errors import StartupError
 from l7proxy.model import Address, UnixAddress
+from l7proxy.net.adminplace import is_unix
 from l7proxy.net.listen import bound_address, open_listener
 from l7proxy.net.unixsocket import SocketFile, open_unix
 
@@ -31,21 +31,12 @@ class AdminSocket:
             self.file.remove()
 
 
-def default_place() -> str | None:
-    """Where it listens, and is asked, when nobody says where; None: there is no place for it."""
-    place = os.environ.get("L7PROXY_ADMIN")
-    if place:
-        return place
-    folder = "/run" if os.geteuid() == 0 else os.environ.get("XDG_RUNTIME_DIR", "")
-    return f"unix:{folder}/l7proxy.sock" if os.path.isdir(folder) else None
-
-
 def open_admin(where: str, *, has_token: bool = False) -> AdminSocket:
     """Open `unix:PATH`, `/PATH` or `HOST:PORT` (beyond loopback with a token only).
 
     Raises StartupError.
     """
-    if where.startswith(("unix:", "/")):
+    if is_unix(where):
         return _open_unix(where.removeprefix("unix:"))
     sock = open_listener(_tcp_address(where, has_token=has_token))
     return AdminSocket(sock, str(bound_address(sock)))

@@ -17,7 +17,8 @@ from l7proxy.admin.places import find_token, open_places
 from l7proxy.commands import reload
 from l7proxy.commands.client import AskError, place
 from l7proxy.errors import StartupError
-from l7proxy.net.adminsocket import default_place, open_admin
+from l7proxy.net.adminplace import default_place
+from l7proxy.net.adminsocket import open_admin
 
 pytestmark = pytest.mark.net
 
