@@ -12,7 +12,6 @@ import os
 import socket
 import struct
 from collections.abc import Iterator
-from dataclasses import dataclass
 
 from l7proxy.sidecar import SidecarError
 
@@ -35,34 +34,25 @@ _FAMILIES = (socket.AF_INET, socket.AF_INET6)
 _ABSENT = (errno.EAFNOSUPPORT, errno.EOPNOTSUPP, errno.EPROTONOSUPPORT)
 
 
-@dataclass(frozen=True, slots=True)
-class Mark:
-    """A routing rule of ours: its family, the bit that packets have, the table they go to."""
-
-    family: int
-    mark: int
-    table: int
-
-
-def marks() -> list[Mark]:
-    """The routing rules of ours that are in place. Raises SidecarError."""
+def marks() -> list[int]:
+    """The marks of the routing rules of ours that are in place. Raises SidecarError."""
     return [
-        Mark(family, _word(found, _FRA_FWMARK), _word(found, _FRA_TABLE))
+        _word(found, _FRA_FWMARK)
         for family in _FAMILIES
         for _, found in _ours(_RTM_GETRULE, family)
     ]
 
 
-def routes() -> list[int]:
-    """The families of the routes of ours that are in place. Raises SidecarError."""
-    return [family for family in _FAMILIES for _ in _ours(_RTM_GETROUTE, family)]
+def routes() -> bool:
+    """Whether routes of ours are in place. Raises SidecarError."""
+    return any(True for family in _FAMILIES for _ in _ours(_RTM_GETROUTE, family))
 
 
 def add(mark: int) -> None:
     """Put both in place for each family, unless they are. Raises SidecarError."""
     for old in marks():
-        if old.mark != mark:
-            _remove_rules(old.mark)
+        if old != mark:
+            _remove_rules(old)
     for family in _FAMILIES:
         try:
             _change(_RTM_NEWROUTE, _CREATE_NEW, *_route(family))

@@ -67,7 +67,7 @@ def enable(plan: Plan) -> None:
 
 def disable() -> bool:
     """Take everything away; whether there was anything. Raises SidecarError."""
-    there = nft.find() is not None or bool(marked.marks()) or bool(marked.routes())
+    there = nft.find() is not None or bool(marked.marks()) or marked.routes()
     nft.apply(removal())
     marked.remove()
     return there
@@ -86,13 +86,14 @@ def look(plan: Plan | None) -> State:
     }
     if plan is None:
         return State(Fit.IN_PLACE, "", taken)
-    silent = tuple(one.name for one in plan.takings if not _listens(one.port))
+    listening = _listening()
+    silent = tuple(one.name for one in plan.takings if one.port not in listening)
     text = ruleset(plan)
     if of(text) not in found.comments:
         return State(Fit.DIFFERS, "it is not what this policy asks for", taken, silent)
     if {name: one.rules for name, one in found.chains.items()} != _expected(text):
         return State(Fit.CHANGED, "its rules were changed by hand", taken, silent)
-    if plan.marks and not (routes and any(one.mark == plan.mark for one in rules)):
+    if plan.marks and not (routes and plan.mark in rules):
         return State(Fit.CHANGED, "the routing of marked packets is missing", taken, silent)
     if not plan.marks and (rules or routes):
         return State(Fit.CHANGED, "routing of marked packets is left over", taken, silent)
@@ -113,8 +114,9 @@ def _expected(text: str) -> dict[str, int]:
     return counts
 
 
-def _listens(port: int) -> bool:
-    """Whether anybody here listens on a port, on whatever address."""
+def _listening() -> set[int]:
+    """The ports that somebody here listens on, on whatever address."""
+    found = set()
     for name in ("tcp", "tcp6"):
         try:
             lines = Path(f"/proc/thread-self/net/{name}").read_text().splitlines()[1:]
@@ -122,6 +124,6 @@ def _listens(port: int) -> bool:
             continue
         for line in lines:
             words = line.split()
-            if words[3] == _LISTEN and int(words[1].rpartition(":")[2], 16) == port:
-                return True
-    return False
+            if words[3] == _LISTEN:
+                found.add(int(words[1].rpartition(":")[2], 16))
+    return found
