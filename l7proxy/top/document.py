@@ -91,8 +91,8 @@ def as_text(picture: Picture, limit: int, text: str = "") -> str:
         why = f" ({problem['why']})" if problem["why"] else ""
         lines.append(f"! {clean(problem['what'] + why)}")
     for view in VIEWS:
-        descending = view.sort is not None and view.columns[view.sort].number
-        rows = arranged(view, picture, view.sort, descending, text if view is CONNECTIONS else "")
+        only = text if view is CONNECTIONS else ""
+        rows = arranged(view, picture, view.sort, view.descends(view.sort), only)
         if view is CONNECTIONS:
             rows = rows[:limit]
         if rows:

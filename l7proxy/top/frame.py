@@ -17,13 +17,12 @@ from typing import Any, TypeAlias
 
 from l7proxy.top.figures import clean, count, duration, fit, flow, often, share, width
 from l7proxy.top.look import KEYS, TYPING_KEYS, Look
-from l7proxy.top.reading import Picture
+from l7proxy.top.reading import LEVELS, Picture
 from l7proxy.top.views import BACKENDS, CONNECTIONS, VIEWS, Ink, arranged, laid_out
 
 Line: TypeAlias = list[tuple[str, Ink]]
 
 PROBLEMS = 2  # lines for them; the first ones are the gravest
-_ILL = ("down", "ejected", "unresolved")
 _CONDITIONS = {
     "good": ("HEALTHY", Ink.GOOD),
     "draining": ("DRAINING", Ink.WARNING),
@@ -171,7 +170,7 @@ def _sparkline(flows: Sequence[float], columns: int, glyphs: Glyphs) -> Line:
 
 def _tabs(look: Look, picture: Picture, columns: int) -> Line:
     """With how many rows each has, if there is room for that."""
-    ill = sum(row.state in _ILL for row in picture.backends)
+    ill = sum(LEVELS.get(row.state) == "bad" for row in picture.backends)
     counts = [picture.total if view is CONNECTIONS else len(view.rows(picture)) for view in VIEWS]
     for with_counts in (True, False):
         line: Line = []

@@ -34,7 +34,7 @@ class Order:
 
 
 def _first_order(view: View) -> Order:
-    return Order(view.sort, view.sort is not None and view.columns[view.sort].number)
+    return Order(view.sort, view.descends(view.sort))
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,7 +142,7 @@ def _sorted(look: Look, step: int) -> Look:
     can: list[int | None] = [n for n, column in enumerate(view.columns) if column.key]
     can.append(None)
     column = can[(can.index(look.order.column) + step) % len(can)]
-    return _ordered(look, Order(column, column is not None and view.columns[column].number))
+    return _ordered(look, Order(column, view.descends(column)))
 
 
 def _ordered(look: Look, order: Order) -> Look:

@@ -125,7 +125,17 @@ class Picture:
     errors: tuple[ErrorRow, ...]
 
 
-_ILL = {"down": 0, "ejected": 0, "unresolved": 0, "starting": 1}
+LEVELS = {
+    "up": "good",
+    "unchecked": "good",
+    "starting": "warning",
+    "ejected": "bad",
+    "down": "bad",
+    "unresolved": "bad",
+}
+"""How grave the state of an endpoint is."""
+
+_ILL_FIRST = {"bad": 0, "warning": 1}
 
 
 def compare(before: Reading | None, after: Reading) -> Picture:
@@ -238,7 +248,7 @@ def _endpoints(
                     or (f"back in {one['seconds']:.0f}s" if "seconds" in one else ""),
                 )
             )
-    rows.sort(key=lambda row: _ILL.get(row.state, 2))  # stable
+    rows.sort(key=lambda row: _ILL_FIRST.get(LEVELS.get(row.state, ""), 2))  # stable
     return tuple(rows)
 
 

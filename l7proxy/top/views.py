@@ -9,7 +9,7 @@ from enum import Enum, auto
 from typing import Any
 
 from l7proxy.top.figures import amount, clean, count, duration, fit, flow, often, share, width
-from l7proxy.top.reading import Picture
+from l7proxy.top.reading import LEVELS, Picture
 
 
 class Ink(Enum):
@@ -45,7 +45,7 @@ class Column:
 
 @dataclass(frozen=True, slots=True)
 class View:
-    """A table. `rows` are those that there are, `sort` and `descending` how they come at first."""
+    """A table. `rows` are those that there are, `sort` the column that orders them at first."""
 
     title: str
     columns: tuple[Column, ...]
@@ -53,19 +53,16 @@ class View:
     sort: int | None = None
     none: str = "none"
 
+    def descends(self, column: int | None) -> bool:
+        """Whether an order by this column begins with the largest, as numbers do."""
+        return column is not None and self.columns[column].number
+
 
 def _way(row: Any) -> Ink:
     return {"kernel": Ink.KERNEL, "relay": Ink.USER}.get(row.way, Ink.PLAIN)
 
 
-_STATES = {
-    "up": Ink.GOOD,
-    "unchecked": Ink.GOOD,
-    "starting": Ink.WARNING,
-    "ejected": Ink.BAD,
-    "down": Ink.BAD,
-    "unresolved": Ink.BAD,
-}
+_INKS = {"good": Ink.GOOD, "warning": Ink.WARNING, "bad": Ink.BAD}
 
 
 def _part(row: Any) -> float:
@@ -104,7 +101,7 @@ BACKENDS = View(
             "STATE",
             lambda row: row.state,
             lambda row: row.state,
-            ink=lambda row: _STATES.get(row.state, Ink.PLAIN),
+            ink=lambda row: _INKS.get(LEVELS.get(row.state, ""), Ink.PLAIN),
         ),
         Column("LIVE", lambda row: count(row.connections), lambda row: row.connections, True),
         Column("NEW", lambda row: often(row.rate), lambda row: row.rate, True),

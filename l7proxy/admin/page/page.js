@@ -17,6 +17,7 @@ import {
     present,
     rates,
     stateLevel,
+    totals,
 } from "./readings.js";
 import { Table } from "./table.js";
 
@@ -232,30 +233,26 @@ function showFigures() {
             ` · ${stats.datapath} · policy ${stats.policy.generation}, ${stats.policy.source}`,
     );
     $("about").title = stats.datapath_reason;
-    const total = stats.bytes;
-    const whole = (side) => total.redirected[side] + total.relayed[side];
-    figures.get("To clients")(flow(now?.toClient), `${bytes(whole("from_backend"))} in all`);
-    figures.get("To backends")(flow(now?.toBackend), `${bytes(whole("from_client"))} in all`);
-    const all = whole("from_backend") + whole("from_client");
-    const kernel = total.redirected.from_backend + total.redirected.from_client;
+    const all = totals(stats);
+    figures.get("To clients")(flow(now?.toClient), `${bytes(all.toClient)} in all`);
+    figures.get("To backends")(flow(now?.toBackend), `${bytes(all.toBackend)} in all`);
     figures.get("Moved by the kernel")(
         share(now ? kernelShare(now) : NaN),
-        `${share(kernel / all)} in all`,
+        `${share(kernelShare(all))} in all`,
     );
     figures.get("Live connections")(
         count(live.active),
         `${count(live.relayed)} relayed`,
     );
-    figures.get("New")(often(now?.accepted), `${count(stats.connections.accepted)} in all`);
-    const failed = Object.values(stats.errors).reduce((sum, one) => sum + one, 0);
-    figures.get("Errors")(often(now?.errors), `${count(failed)} in all`);
+    figures.get("New")(often(now?.accepted), `${count(all.accepted)} in all`);
+    figures.get("Errors")(often(now?.errors), `${count(all.errors)} in all`);
 }
 
 function showCharts() {
     const { history, span } = state.window;
     const read = Object.fromEntries(FIGURES.map((name) => [name, history.read(name)]));
     const { kernel, user } = read;
-    const parts = kernel.map((value, at) => value / (value + user[at]));
+    const parts = kernel.map((value, at) => kernelShare({ kernel: value, user: user[at] }));
     charts.flow.draw([kernel, user], history.step, span);
     charts.share.draw([parts], history.step, span);
     charts.live.draw([read.spliced, read.relayed, read.early], history.step, span);
@@ -326,7 +323,7 @@ function showConnections() {
     ]).sort((one, other) => (descending ? rank(other) - rank(one) : rank(one) - rank(other)));
     tables.connections.sorted(by, descending);
     tables.connections.show(found, noneOf(text));
-    const most = by === "age" || by === "idle" ? by : "bytes";
+    const most = listedBy(by);
     if (failed) write($("connections-more"), failed);
     else if (silent > 0) write($("connections-more"), `workers that did not answer: ${silent}`);
     else if (total > rows.length) {
@@ -335,6 +332,9 @@ function showConnections() {
         write($("connections-more"), told);
     }
 }
+
+/** What the admin server is asked to sort by: of its orders the one that is nearest. */
+const listedBy = (by) => (by === "age" || by === "idle" ? by : "bytes");
 
 function sortBy(by) {
     const same = state.sort.by === by;
@@ -379,9 +379,8 @@ async function takeConnections() {
     if (now - state.listed.at < EVERY_LIST - 100) return;
     state.listed.at = now;
     const { by } = state.sort;
-    const order = by === "age" || by === "idle" ? by : "bytes";
     const { fields } = chosen($("connections-filter").value);
-    const query = new URLSearchParams({ ...fields, limit: LISTED, sort: order });
+    const query = new URLSearchParams({ ...fields, limit: LISTED, sort: listedBy(by) });
     const found = await ask(`connections?${query}`);
     const { rows, seen } = connections(found.connections, state.listed.seen, Date.now() / 1000);
     const silent = found.silent_workers?.length ?? 0;
