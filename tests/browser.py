@@ -88,12 +88,6 @@ class Browser:
             time.sleep(0.05)
         return value
 
-    def until_event(self, name: str) -> None:
-        """Wait until the browser told of it."""
-        deadline = time.monotonic() + PATIENCE
-        while not any(event["method"] == name for event in self.events):
-            self.events.append(self._next(deadline))
-
     def visit(self, url: str) -> None:
         """Go there; what was told of the page before is forgotten."""
         self.events.clear()

@@ -289,10 +289,41 @@ class Proxy:
     @property
     def workers(self) -> list[int]:
         """Process ids of the workers."""
-        pid = self.process.pid
-        return [
-            int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
-        ]
+        return children(self.process.pid)
+
+    def upgrade(self) -> subprocess.CompletedProcess[str]:
+        """`l7proxy upgrade`: another one takes over, if it comes up."""
+        command = [sys.executable, "-m", "l7proxy", "upgrade", "--admin", str(self.admin)]
+        return subprocess.run(
+            command, capture_output=True, text=True, timeout=START * 6, check=False
+        )
+
+
+def children(pid: int) -> list[int]:
+    """Process ids of the children of a process, the oldest first."""
+    return [int(one) for one in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+
+
+def alive(pid: int) -> bool:
+    """Whether there is such a process, and it is not dead already."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] not in "ZX"
+    except FileNotFoundError:
+        return False
+
+
+def descriptors(pid: int) -> int:
+    """How many descriptors a process has."""
+    return len(os.listdir(f"/proc/{pid}/fd"))
+
+
+def links(pid: int) -> list[str]:
+    """What the descriptors of a process are of: paths, `socket:[INODE]` and the like."""
+    found = []
+    for fd in Path(f"/proc/{pid}/fd").iterdir():
+        with contextlib.suppress(OSError):  # closed meanwhile
+            found.append(os.readlink(fd))
+    return found
 
 
 def cpu_seconds(pid: int) -> float:

@@ -144,9 +144,9 @@ class Crowd:
 def upgrade(proxy: Proxy) -> None:
     """A new l7proxy takes over all of it, and the old one is gone."""
     admins = proxy.log().count(" admin address=")
-    command = [sys.executable, "-m", "l7proxy", "upgrade", "--admin", str(proxy.admin)]
-    said = subprocess.run(command, capture_output=True, text=True, check=True).stdout
-    assert f"{CONNECTIONS} spliced connections" in said
+    done = proxy.upgrade()
+    assert done.returncode == 0, done.stderr
+    assert f"{CONNECTIONS} spliced connections" in done.stdout
     assert proxy.process.wait(PATIENCE) == 0
     until(lambda: proxy.log().count(" admin address=") > admins, "it answers", PATIENCE)
 

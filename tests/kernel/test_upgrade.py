@@ -5,15 +5,12 @@ from __future__ import annotations
 import os
 import re
 import signal
-import subprocess
-import sys
 import time
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 from peers import PATIENCE, connect
-from proxy import until
+from proxy import alive, children, until
 from scrapes import Scrape
 
 from .test_worker_death import House, opened
@@ -21,18 +18,6 @@ from .test_worker_death import House, opened
 pytestmark = [pytest.mark.kernel, pytest.mark.net, pytest.mark.slow]
 
 START = 30.0
-
-
-def upgrade(house: House) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "l7proxy", "upgrade", "--admin", str(house.proxy.admin)]
-    return subprocess.run(command, capture_output=True, text=True, timeout=START * 3, check=False)
-
-
-def alive(pid: int) -> bool:
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] not in "ZX"
-    except FileNotFoundError:
-        return False
 
 
 @pytest.fixture
@@ -66,7 +51,7 @@ def test_pairs_live_on_in_the_new_one_and_the_old_one_is_gone(house: House) -> N
         for client, backend in pairs:
             client.send(b"before")
             assert backend.read(6) == b"before"
-        done = upgrade(house)
+        done = house.proxy.upgrade()
         assert done.returncode == 0, done.stderr + house.proxy.log()
         assert "6 spliced connections" in done.stdout
         follow(house, done.stdout)
@@ -107,7 +92,7 @@ def test_a_signal_does_it_and_a_worker_may_die_after_it(house: House) -> None:
     new = int(found[1])
     house.successors.append(new)
     until(lambda: "pairs adopted" in house.proxy.log(), "adopted", START)
-    (worker,) = map(int, Path(f"/proc/{new}/task/{new}/children").read_text().split())
+    (worker,) = children(new)
     os.kill(worker, signal.SIGKILL)
     until(lambda: house.proxy.log().count("pairs adopted") == 2, "adopted again", START)
     client.send(b"still there")
@@ -120,7 +105,7 @@ def test_one_that_does_not_come_up_leaves_everything_as_it_was(house: House) -> 
     client, backend = house.pair()
     (worker,) = house.proxy.workers
     house.proxy.write("listeners: nonsense\n")
-    done = upgrade(house)
+    done = house.proxy.upgrade()
     assert done.returncode == 1
     assert "exit code 1" in done.stderr
     assert house.proxy.workers == [worker], "nobody has left yet"
@@ -134,7 +119,7 @@ def test_one_that_dies_while_it_takes_over_is_replaced_by_the_old_one(house: Hou
     """Its workers have left by then: they start again, and adopt what theirs was."""
     client, backend = house.pair()
     house.proxy.write(house.policy + "# DIE\n")
-    done = upgrade(house)
+    done = house.proxy.upgrade()
     assert done.returncode == 1, done.stdout
     until(lambda: "pairs adopted" in house.proxy.log(), "adopted by the old one", START)
     client.send(b"as ever")
@@ -149,7 +134,7 @@ def test_another_layout_is_not_guessed_at(house: House) -> None:
     client, backend = house.pair()
     address = house.proxy.address("raw")
     house.proxy.write(house.policy + "# ODD\n")
-    done = upgrade(house)
+    done = house.proxy.upgrade()
     assert done.returncode == 0, done.stderr
     assert "another layout" in done.stdout
     found = re.search(r"process (\d+)", done.stdout)
@@ -173,9 +158,10 @@ def test_what_is_not_spliced_has_a_moment(house: House) -> None:
     """Nothing lingers: a client that has said nothing yet is reset, and told of."""
     client = connect(house.proxy.address("web"))
     client.send(b"GET / HT")
-    time.sleep(0.2)
+    mine = f"client=127.0.0.1:{client.port}"
+    until(lambda: house.proxy.connections(mine), "it is accepted")
     began = time.monotonic()
-    done = upgrade(house)
+    done = house.proxy.upgrade()
     assert done.returncode == 0, done.stderr
     assert client.ending() == "reset"
     assert time.monotonic() - began < START
@@ -192,7 +178,7 @@ def test_metrics_of_the_new_one(house: House) -> None:
     moved = ("l7proxy_transferred_bytes_total", "way", "kernel", "direction", "from_client")
     before = Scrape(house.proxy)[moved]
     assert before >= 6
-    follow(house, upgrade(house).stdout)
+    follow(house, house.proxy.upgrade().stdout)
     client.send(b"after")
     assert backend.read(5) == b"after"
     scrape = Scrape(house.proxy)

@@ -29,8 +29,10 @@ import pytest
 import transfers
 from kernel.test_survival import Crowd, echo
 from kernel.test_timers import own_network
-from proxy import Proxy, until
+from proxy import Proxy, children, descriptors, until
 from transfers import Far, Plan
+
+from loadtest import memory
 
 pytestmark = [pytest.mark.kernel, pytest.mark.net, pytest.mark.slow]
 
@@ -74,28 +76,10 @@ def plans(until_then: float) -> Iterator[Plan]:
         yield Plan(rng.choice(transfers.KINDS), rng.getrandbits(48), *sizes)
 
 
-def descriptors(pid: int) -> int:
-    """How many descriptors a process has."""
-    return len(os.listdir(f"/proc/{pid}/fd"))
-
-
-def proportional(pid: int) -> int:
-    """Bytes of memory of a process, its part of what it shares."""
-    for line in Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines():
-        if line.startswith("Pss:"):
-            return int(line.split()[1]) * 1024
-    raise AssertionError("no Pss in smaps_rollup")
-
-
 def held_sockets() -> int:
     """TCP's sockets in this network namespace that somebody has a descriptor of."""
     table = Path("/proc/thread-self/net/tcp").read_text().splitlines()[1:]
     return sum(line.split()[9] != "0" for line in table)  # orphans have no inode
-
-
-def children(pid: int) -> list[int]:
-    """Process ids of the children of a process, the oldest first."""
-    return [int(one) for one in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
 
 
 @dataclass
@@ -114,8 +98,6 @@ class Life:
     due: float = 0.0
     memory: list[tuple[float, int]] = field(default_factory=list)
     files: list[int] = field(default_factory=list)
-    kept: list[int] = field(default_factory=list)
-    broken_ends: int = 0  # of the far side
     wrong: list[object] = field(default_factory=list)
 
     @property
@@ -168,7 +150,6 @@ class Life:
         """What the backends that are leaving have seen."""
         seen = far.finish()
         far.__exit__()
-        self.broken_ends += len(seen["failures"])
         self.wrong += [one for one in seen["failures"] if one[0] == "Wrong"]
         assert seen["left"] == 0, seen
 
@@ -181,8 +162,8 @@ class Life:
     def upgrade(self) -> None:
         """Another l7proxy takes over."""
         before = self.pid
-        command = [sys.executable, "-m", "l7proxy", "upgrade", "--admin", str(self.proxy.admin)]
-        subprocess.run(command, capture_output=True, text=True, check=True)
+        done = self.proxy.upgrade()
+        assert done.returncode == 0, done.stderr
         until(lambda: self._answers() not in (0, before), "another one answers", PATIENCE)
         self.upgrades += 1
 
@@ -206,10 +187,11 @@ class Life:
         self._turn = next(self._turns)
         stats = self.proxy.stats()
         everyone = [stats["pid"], *children(stats["pid"])]
-        with contextlib.suppress(OSError):  # a worker that is on its way out
-            self.memory.append((now, sum(map(proportional, everyone))))
+        sizes = [memory.pss([pid]) * 1024 for pid in everyone]
+        if all(sizes):  # else a worker was on its way out
+            self.memory.append((now, sum(sizes)))
+        with contextlib.suppress(OSError):
             self.files.append(descriptors(stats["pid"]) - 2 * stats["kept"]["pairs"])
-        self.kept.append(stats["kept"]["pairs"])
 
     def __post_init__(self) -> None:
         self.there_ports = self.there.ports

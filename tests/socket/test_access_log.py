@@ -17,7 +17,7 @@ from pathlib import Path
 
 import pytest
 from peers import Backend, Peer, connect
-from proxy import DATAPATHS, Proxy, until
+from proxy import DATAPATHS, Proxy, links, until
 
 pytestmark = pytest.mark.net
 
@@ -109,7 +109,7 @@ def test_sigusr1_opens_the_file_again(own_backend: Backend) -> None:
         path.touch(mode=0o600)
         proxy.signal(signal.SIGUSR1)
         until(lambda: "access log opened again" in proxy.log(), "it says so")
-        time.sleep(0.3)  # each worker has heard of it
+        until(lambda: all(str(path) in links(pid) for pid in proxy.workers), "each worker has it")
         ports = [str(ask(proxy)) for _ in range(8)]
         assert sorted(lines(path, 8)) == sorted(ports)
         assert len(old.read_text().splitlines()) == 4
@@ -161,7 +161,7 @@ def test_logrotate(own_backend: Backend) -> None:
         lines(path)
         subprocess.run([str(LOGROTATE), "-f", "-s", state, config], check=True, timeout=30)
         until(lambda: "access log opened again" in proxy.log(), "it says so")
-        time.sleep(0.2)
+        until(lambda: all(str(path) in links(pid) for pid in proxy.workers), "the worker has it")
         port = ask(proxy)
         assert lines(path) == [str(port)]
         proxy.stop()

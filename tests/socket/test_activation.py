@@ -16,7 +16,7 @@ import activating
 import pytest
 from activating import Journal, environment, listening
 from answering import ask
-from proxy import Proxy, until
+from proxy import Proxy, links, until
 
 from l7proxy.errors import StartupError
 from l7proxy.model import Address, Listener, UnixAddress
@@ -216,9 +216,15 @@ def test_a_socket_that_a_reload_leaves_goes_on_to_listen_and_can_come_back(tmp_p
         )
         with proxy:
             assert ask(web.getsockname()) == "here"
+            mine = f"socket:[{os.fstat(web.fileno()).st_ino}]"
+
+            def held() -> int:
+                return max(links(pid).count(mine) for pid in proxy.workers)
+
+            before = held()
             proxy.reload(other)
             until(lambda: "goes on to listen" in proxy.log(), "it is told")
-            time.sleep(1.2)  # workers have closed it
+            until(lambda: held() < before, "workers have closed it")
             with ThreadPoolExecutor(1) as pool:
                 waiting = pool.submit(ask, web.getsockname())
                 time.sleep(0.2)

@@ -93,7 +93,7 @@ def test_readiness_goes_first_and_listeners_a_while_later(policy: str) -> None:
 
 
 def test_who_is_left_is_told_of_and_counted(policy: str) -> None:
-    with Proxy(policy, "splice2", workers=2, drain_seconds=1.0) as proxy:
+    with Proxy(policy, "splice2", workers=2, drain_seconds=3.0) as proxy:
         ends, stays = opened(proxy), [opened(proxy) for _ in range(3)]
         proxy.signal(signal.SIGTERM)
         until(lambda: proxy.stats()["drain"]["phase"] == "draining", "it drains")
@@ -105,7 +105,7 @@ def test_who_is_left_is_told_of_and_counted(policy: str) -> None:
         for one in stays:
             with closing(one), pytest.raises(ConnectionResetError):
                 one.recv(1)
-        assert "draining connections=4 on=raw:4 workers=2 seconds=1" in proxy.log()
+        assert "draining connections=4 on=raw:4 workers=2 seconds=3" in proxy.log()
         assert "resetting connections connections=3 on=raw:3 why=deadline" in proxy.log()
         assert "stopped connections_reset=3" in proxy.log()
         reasons = [record["reason"] for record in proxy.records()]

@@ -106,11 +106,10 @@ class Told:
         self.name = name
         self.readings = 0
         self.states = ["up", "up"]
-        self.growing = True
         self.ballast = 0  # characters that each answer has beside
 
     def stats(self) -> dict[str, Any]:
-        self.readings += self.growing
+        self.readings += 1
         many = self.readings
         endpoints = [
             {

@@ -15,7 +15,7 @@ from collections.abc import Iterator
 
 import pytest
 from peers import Backend, BackendProcess, Peer, connect, digest, hashed, stream
-from proxy import DATAPATHS, PATIENCE, Proxy, until
+from proxy import DATAPATHS, PATIENCE, Proxy, alive, until
 
 pytestmark = pytest.mark.net
 
@@ -240,15 +240,6 @@ def test_kill_9_of_the_supervisor(own_backend: Backend, datapath: str) -> None:
         until(lambda: not any(alive(pid) for pid in workers), "the workers are gone")
         with pytest.raises(ConnectionRefusedError):
             connect(address)
-
-
-def alive(pid: int) -> bool:
-    """Whether there is such a process, and it is not dead already."""
-    try:
-        with open(f"/proc/{pid}/stat") as file:
-            return file.read().rpartition(")")[2].split()[0] not in "ZX"
-    except FileNotFoundError:
-        return False
 
 
 # ---- the proxy is told to stop

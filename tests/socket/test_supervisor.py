@@ -433,7 +433,7 @@ def test_a_second_signal_does_not_wait_for_the_deadline() -> None:
 def test_while_it_is_only_leaving_workers_are_replaced() -> None:
     phases: list[str] = []
     supervisor = Supervisor(
-        1, obedient, drain_delay=0.8, on_drain=lambda: phases.append(str(supervisor.phase))
+        1, obedient, drain_delay=3.0, on_drain=lambda: phases.append(str(supervisor.phase))
     )
 
     async def scenario() -> None:

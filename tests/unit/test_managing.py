@@ -30,6 +30,13 @@ class Heard(Manager):
         return True
 
 
+async def told(heard: Heard, many: int) -> None:
+    """Wait until so many words were said."""
+    async with asyncio.timeout(10):
+        while len(heard.told) < many:
+            await asyncio.sleep(0.01)
+
+
 def run(body: Coroutine[Any, Any, None]) -> None:
     asyncio.run(body)
 
@@ -62,10 +69,11 @@ def test_more_time_is_asked_for_from_the_first_moment_to_the_last(
         heard, asked = Heard(), False
         one = Managing(heard, lambda: "2 connections", lambda: asked)
         beat = asyncio.create_task(one.beat())
+        await told(heard, 1)
         await asyncio.sleep(0.08)
         assert heard.told == ["STATUS=2 connections"], "once, for it did not change"
         asked = True
-        await asyncio.sleep(0.08)
+        await told(heard, 3)
         beat.cancel()
         more = "STOPPING=1 EXTEND_TIMEOUT_USEC=20000000 STATUS=draining: 2 connections"
         assert set(heard.told[1:]) == {more}

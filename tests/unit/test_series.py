@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 
 import pytest
+from forking import in_child
 
 from l7proxy.telemetry import series
 from l7proxy.telemetry.series import SPARE, Key, SeriesBoard, SeriesSlot
@@ -28,19 +29,6 @@ def count(slot: SeriesSlot, *labels: str, times: int = 1) -> None:
 
 def read(board: SeriesBoard) -> dict[Key, int]:
     return {key[1:]: sums[0] for key, sums in board.read()}
-
-
-def in_child(body: Callable[[], None]) -> None:
-    """Run in another process, to its end."""
-    pid = os.fork()
-    if pid == 0:
-        code = 1
-        try:
-            body()
-            code = 0
-        finally:
-            os._exit(code)
-    assert os.waitpid(pid, 0)[1] == 0
 
 
 def test_processes_that_name_the_same_count_in_the_same_series(board: SeriesBoard) -> None:

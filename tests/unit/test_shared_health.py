@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import os
 import signal
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 
 import pytest
+from forking import in_child
 
 from l7proxy.health import Checked, Failure, Marks, Seen
 from l7proxy.telemetry.health import HealthBoard, HealthSlot, endpoint_key, group_key
@@ -17,19 +18,6 @@ def board() -> Iterator[HealthBoard]:
     one = HealthBoard(3, rows=4)
     yield one
     one.close()
-
-
-def in_child(body: Callable[[], None]) -> None:
-    """Run in another process, to its end."""
-    pid = os.fork()
-    if pid == 0:
-        code = 1
-        try:
-            body()
-            code = 0
-        finally:
-            os._exit(code)
-    assert os.waitpid(pid, 0)[1] == 0
 
 
 def test_a_child_that_was_taken_over_does_not_stop_the_supervisor(board: HealthBoard) -> None:
