@@ -7,6 +7,7 @@ two descriptors of whoever holds it.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import resource
 import select
@@ -151,14 +152,21 @@ def upgrade(proxy: Proxy) -> None:
     until(lambda: proxy.log().count(" admin address=") > admins, "it answers", PATIENCE)
 
 
-@pytest.fixture
-def server() -> Iterator[int]:
+@contextlib.contextmanager
+def echoing() -> Iterator[int]:
+    """`echo` in a process of its own: its port."""
     command = [sys.executable, __file__, "echo"]
     path = os.environ | {"PYTHONPATH": str(Path(__file__).parents[1])}
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=path) as process:
         assert process.stdout is not None
         yield int(process.stdout.readline())
         process.kill()
+
+
+@pytest.fixture
+def server() -> Iterator[int]:
+    with echoing() as port:
+        yield port
 
 
 def test_not_one_connection_is_lost_and_not_one_byte_wrong(server: int) -> None:

@@ -18,8 +18,6 @@ import random
 import resource
 import signal
 import statistics
-import subprocess
-import sys
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -27,7 +25,7 @@ from pathlib import Path
 
 import pytest
 import transfers
-from kernel.test_survival import Crowd, echo
+from kernel.test_survival import Crowd, echoing
 from kernel.test_timers import own_network
 from proxy import Proxy, children, descriptors, until
 from transfers import Far, Plan
@@ -203,16 +201,9 @@ class Life:
 
 @pytest.fixture
 def echo_port() -> Iterator[int]:
-    """A process that echoes."""
-    path = os.environ | {"PYTHONPATH": str(Path(__file__).parents[1])}
-    command = [sys.executable, __file__, "echo"]
-    with (
-        own_network(),
-        subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=path) as process,
-    ):
-        assert process.stdout is not None
-        yield int(process.stdout.readline())
-        process.kill()
+    """Where a process echoes, in a network namespace of our own."""
+    with own_network(), echoing() as port:
+        yield port
 
 
 def test_a_week_in_miniature(echo_port: int) -> None:
@@ -273,7 +264,3 @@ def _judge(life: Life, outcomes: list[transfers.Outcome]) -> None:
     assert len(broken) <= (life.deaths + life.upgrades) * CONCURRENCY, broken[:3]
     assert grown < GROWTH, life.memory
     assert max(life.files[-5:]) <= max(life.files[: len(life.files) // 2]) + 8, life.files
-
-
-if __name__ == "__main__":
-    echo()
