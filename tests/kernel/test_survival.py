@@ -202,6 +202,8 @@ def test_not_one_connection_is_lost_and_not_one_byte_wrong(server: int) -> None:
             crowd.close()
         proxy.settled(PATIENCE)
         until(lambda: proxy.stats()["kept"]["pairs"] == 0, "no duplicate is left", PATIENCE)
+        # a thread writes them
+        until(lambda: len(proxy.records()) >= CONNECTIONS, "all are in the log", PATIENCE)
         records = {record["client"]: record for record in proxy.records()}
         assert len(records) == len(proxy.records()) == CONNECTIONS
         sizes = sorted(one["bytes_in"] for one in records.values())
