@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from proxy import PATIENCE, Proxy
+from proxy import PATIENCE, Proxy, until
 from servers import Server
 
 
@@ -112,6 +112,13 @@ def lines(proxy: Proxy, begin: str) -> list[str]:
     """Lines of the log that begin so, without time and level."""
     texts = [line[33:] for line in proxy.log().splitlines()]
     return [text for text in texts if text.startswith(begin)]
+
+
+def told(proxy: Proxy, begin: str, *wanted: str) -> None:
+    """The log has these lines that begin so, and no others, once whoever writes them has."""
+    with contextlib.suppress(AssertionError):
+        until(lambda: lines(proxy, begin) == list(wanted), "the log has them")
+    assert lines(proxy, begin) == list(wanted)
 
 
 def asking(proxy: Proxy, true: Callable[[], object]) -> Callable[[], object]:

@@ -8,7 +8,7 @@ import struct
 import threading
 from typing import Any
 
-PATIENCE = 10.0
+PATIENCE = 30.0
 
 
 class Server:

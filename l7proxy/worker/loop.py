@@ -239,21 +239,21 @@ class Worker:
     def not_adopted(self, index: int) -> None:
         """One that was counted like that is over, and nobody knows what it was."""
         self.keeping.give_up(index)
-        self.view[Counter.CLOSED] += 1
         self.view[Counter.SPLICES_ENDED] += 1
         self._counters.fail(Reason.NOT_ADOPTED)
         self.meter.ended_unknown(Reason.NOT_ADOPTED)
+        self.view[Counter.CLOSED] += 1
 
     def is_full(self, row: int, most: int) -> bool:
         """Whether so many connections, or more, live on the listener with this row."""
         return self._counters.present(row) >= most
 
     def refuse(self, client: socket.socket, listener: str, reason: Reason) -> None:
-        """Reset a connection of this listener at once."""
-        client.close()  # a reset: inherited from the listening socket
+        """Reset a connection of this listener at once, once it is counted."""
         self.view[Counter.REFUSED] += 1
         self._counters.fail(reason)
         self.meter.refused(listener, reason)
+        client.close()  # a reset: inherited from the listening socket
 
     # ---- what an operator asks
 
@@ -347,10 +347,10 @@ class Worker:
         record = connection.record
         self._connections.discard(connection)
         self._soon.discard(connection)
-        self.view[Counter.CLOSED] += 1
         self._counters.leave(connection.listener.row)
         self._counters.fail(record.reason)
         self.meter.ended(record)
+        self.view[Counter.CLOSED] += 1  # last: who finds none open finds all of them counted
         self._log.write(record)
 
     def note_live(self, connection: Connection) -> None:

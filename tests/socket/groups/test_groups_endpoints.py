@@ -31,6 +31,8 @@ from servers import Server
 
 pytestmark = pytest.mark.net
 
+PATIENT = ", timeouts: {dial: 60s}"
+
 # ---- another policy
 
 
@@ -50,8 +52,9 @@ def test_what_is_known_of_endpoints_outlives_a_reload(
         assert shown(proxy)["connections"] == 2
         streams += [Stream(proxy) for _ in range(2)]
         assert [bool(stream.name) for stream in streams] == [True, True, True, False]
-        assert len(lines(proxy, "endpoint ejected")) == 1
         finish(proxy, streams)
+        proxy.stop()
+        assert len(lines(proxy, "endpoint ejected")) == 1
 
 
 def test_a_reload_brings_a_name_and_nobody_waits_for_it(zone: Zone) -> None:
@@ -73,7 +76,8 @@ def test_a_reload_brings_checks(two: tuple[Server, Server]) -> None:
     with running(policy(endpoints), workers=2) as proxy:
         assert evenly(names(proxy, 8))
         proxy.reload(policy(endpoints, CHECK))
-        until(lambda: state(proxy, one) == "down", "it is down")
+        until(lambda: lines(proxy, "endpoint down"), "it is down, and the workers can know")
+        assert state(proxy, one) == "down"
         assert names(proxy, 4) == {"two": 4}
         proxy.reload(policy(endpoints))
         assert state(proxy, one) == "up"
@@ -105,11 +109,12 @@ def test_a_full_unix_endpoint_is_waited_for(tmp_path: Path) -> None:
         with socket.socket(socket.AF_UNIX) as first:
             first.connect("\0" + name[1:])
             with (
-                running(policy([f"unix:{name}"])) as proxy,
+                running(policy([f"unix:{name}"], listener=PATIENT)) as proxy,
                 socket.create_connection(proxy.address("web"), PATIENCE) as client,
             ):
                 client.sendall(b"GET / HTTP/1.1\r\nHost: app\r\nConnection: close\r\n\r\n")
                 until(lambda: shown(proxy)["pending"] == 1, "it is being dialled")
+                listener.settimeout(PATIENCE)
                 listener.accept()[0].close()
                 served, _ = listener.accept()
                 with served:
@@ -131,21 +136,30 @@ def test_connections_follow_a_name(zone: Zone, streams: list[Stream]) -> None:
             assert [stream.name for stream in streams] == ["one"] * 4
             zone.set({"app.test": ["127.0.0.2"]})
             until(lambda: shown(proxy)["endpoints"][0]["address"] == f"127.0.0.2:{one.port}", "new")
-            until(lambda: _name(proxy) == "two", "the workers know it")
+            until(
+                lambda: len(_workers(proxy, f"127.0.0.2:{one.port}")) == 2, "both workers know it"
+            )
             for stream in streams:  # connections that are open stay where they are
                 stream.sock.sendall(b"still here")
                 assert select.select([stream.sock], [], [], 0.05)[0] == []
             zone.set({})  # there is no such name: what is known stays
             until(lambda: lines(proxy, "name not resolved"), "it is told")
             assert [_name(proxy) for _ in range(4)] == ["two"] * 4
-            assert len(lines(proxy, "name not resolved")) == 1
             finish(proxy, streams)
+            proxy.stop()
+            assert len(lines(proxy, "name not resolved")) == 1
 
 
 def _name(proxy: Proxy) -> str:
     stream = Stream(proxy)
     stream.close()
     return stream.name
+
+
+def _workers(proxy: Proxy, endpoint: str) -> set[int]:
+    """Who has connected a client with this endpoint; one more is connected."""
+    _name(proxy)
+    return {record["worker"] for record in proxy.records() if record["endpoint"] == endpoint}
 
 
 def test_all_addresses_of_a_name_are_used(zone: Zone) -> None:
@@ -190,7 +204,7 @@ def test_a_family_that_leads_nowhere_holds_nobody_up(zone: Zone, refused: bool) 
         text = policy(
             [f"app.test:{four.port}"],
             NAMED + "\n    retries: {attempts: 0}\n    ejection: {failures: 2}",
-            ", timeouts: {dial: 60s}",
+            PATIENT,
         )
         with running(text, entry=zone.entry) as proxy:
             assert names(proxy, 6) == {"four": 6}
@@ -200,6 +214,8 @@ def test_a_family_that_leads_nowhere_holds_nobody_up(zone: Zone, refused: bool) 
             else:  # it lost the race: nobody knows what it would have done
                 assert (six["state"], six["failures"]) == ("up", 0)
             assert shown(proxy)["retries"] == 0
+            proxy.settled()
+            six = shown(proxy, f"[::1]:{four.port}")
             assert (six["connections"], shown(proxy)["connections"]) == (0, 0)
 
 

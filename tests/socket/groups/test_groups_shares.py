@@ -173,8 +173,8 @@ def test_a_full_endpoint_is_passed_over(
 
 def test_so_many_dials_may_be_pending() -> None:
     with Blackhole() as hole:
-        more = "    circuit: {pending: 1}"
-        with running(policy([f"127.0.0.1:{hole.port}"], more), workers=2) as proxy:
+        more, patient = "    circuit: {pending: 1}", ", timeouts: {dial: 60s}"
+        with running(policy([f"127.0.0.1:{hole.port}"], more, patient), workers=2) as proxy:
             with connect(proxy.address("web")) as waiting:
                 waiting.send(b"GET / HTTP/1.1\r\nHost: app\r\n\r\n")
                 until(lambda: shown(proxy)["pending"] == 1, "a dial is pending")
