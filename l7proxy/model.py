@@ -226,8 +226,8 @@ class Splice(StrEnum):
 
     AUTO = "auto"  # `connection` where every request has the same answer, else `request`
     CONNECTION = "connection"  # after the first request the whole connection
-    REQUEST = "request"  # every head is parsed and routed
-    UPGRADE = "upgrade"  # only after a 101
+    REQUEST = "request"  # every head is parsed and routed, bodies on a byte budget
+    UPGRADE = "upgrade"  # every head is parsed and routed; the kernel's only after a 101
     NEVER = "never"  # user space relays
 
 
@@ -303,11 +303,21 @@ class UrlRewrite:
 
 
 @dataclass(frozen=True, slots=True)
+class Mirror:
+    """HTTPRequestMirrorFilter: requests that a second backend gets too; its answers are dropped."""
+
+    backend_ref: BackendRef  # its weight says nothing
+    percent: int = 100  # of the requests
+
+
+@dataclass(frozen=True, slots=True)
 class Filters:
-    """What is changed in a request on its way to the backend."""
+    """What is changed in a request and its response on their way, and who gets a copy."""
 
     request_headers: HeaderChanges | None = None
     url_rewrite: UrlRewrite | None = None
+    response_headers: HeaderChanges | None = None
+    mirror: Mirror | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -326,11 +336,45 @@ class Access:
 
 @dataclass(frozen=True, slots=True)
 class RouteTimeouts:
-    """Seconds; None: as the listener says. Zero turns `idle` and `overflow` off."""
+    """Seconds; None: as the listener says. Zero turns `idle`, `overflow` and `request` off."""
 
     dial: float | None = None
     idle: float | None = None
     overflow: float | None = None
+    request: float | None = None  # from a complete head to the end of its response; None: any time
+
+
+class LimitBy(StrEnum):
+    """Whose requests are counted together."""
+
+    ROUTE = "route"
+    CLIENT = "client"
+
+
+@dataclass(frozen=True, slots=True)
+class RateLimit:
+    """Requests that are let through, over all workers: `requests` in `per` seconds, evenly.
+
+    `burst` are as many that may come at once.
+    """
+
+    requests: int
+    per: float = 1.0
+    burst: int = 1
+    by: LimitBy = LimitBy.ROUTE
+
+
+@dataclass(frozen=True, slots=True)
+class Retry:
+    """HTTPRouteRetry (GEP-1731): when a request is sent once more, to another endpoint if any.
+
+    Beyond `codes` that is done where the backend ended without a byte of a response. `backoff` is
+    the least pause, in seconds.
+    """
+
+    codes: tuple[int, ...] = ()
+    attempts: int = 1  # beyond the first
+    backoff: float = 0.025
 
 
 @dataclass(frozen=True, slots=True)
@@ -355,6 +399,8 @@ class Route:
     timeouts: RouteTimeouts = field(default_factory=RouteTimeouts)
     splice: Splice = Splice.AUTO
     access: Access = field(default_factory=Access)
+    rate_limit: RateLimit | None = None
+    retry: Retry | None = None
 
 
 # ---- backends
@@ -515,12 +561,13 @@ class Limits:
 
 @dataclass(frozen=True, slots=True)
 class Timeouts:
-    """Seconds. Zero turns a timeout off, except `head` and `dial`, which must be positive."""
+    """Seconds. Zero turns `idle` and `overflow` off; the others must be positive."""
 
     head: float = 10.0  # from accept to the complete head (slowloris); 408 beyond
     dial: float = 5.0  # one connect attempt; 504 beyond, when no other endpoint is left
     idle: float = 3600.0  # no byte in either direction: both sides are reset
     overflow: float = 300.0  # a receiver that takes nothing while bytes wait for it: reset
+    keep_alive: float = 60.0  # between two requests: the client's connection is closed
 
 
 class ProxyHeader(StrEnum):

@@ -212,20 +212,18 @@ Word = TypeVar("Word", bound=StrEnum)
 class Choice(Generic[Word]):
     """One word of an enum.
 
-    `later` are the words that the language will have and has not yet, each with what to do about
-    it; `alone` are words that say too little without more, likewise. `docs` says what each word
-    means, for the reference.
+    `alone` are words that say too little without more, each with what to do about it. `docs` says
+    what each word means, for the reference.
     """
 
     words: type[Word]
-    later: dict[str, str] | None = None
     alone: dict[str, str] | None = None
     docs: dict[str, str] | None = None
 
     @property
     def known(self) -> list[str]:
         """The words that can be written."""
-        return [word.value for word in self.words if word.value not in (self.later or {})]
+        return [word.value for word in self.words]
 
     def read(self, walker: Walker, node: Node, what: str) -> Word | None:
         """See Reader."""
@@ -236,12 +234,9 @@ class Choice(Generic[Word]):
             text = expect_text(walker, node, what)
         if text is None:
             return None
-        later, alone = self.later or {}, self.alone or {}
-        if text in self.words._value2member_map_ and text not in later:
+        alone = self.alone or {}
+        if text in self.words._value2member_map_:
             return self.words(text)
-        if text in later:
-            walker.error(node, f"{what} {quoted(text)} is not built yet", later[text])
-            return None
         if text in alone:
             walker.error(node, f"{what} {quoted(text)} says too little", alone[text])
             return None

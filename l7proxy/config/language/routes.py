@@ -154,16 +154,12 @@ TIMEOUTS = Record(
 
 SPLICE = Choice(
     Splice,
-    later={
-        "request": "it will route every request of a connection; until then `upgrade` routes every"
-        " request too, on a connection of its own"
-    },
     docs={
         "auto": "`connection` where every request on the listener has the same answer, else"
-        " one request a connection",
+        " `request`",
         "connection": "after the first request the whole connection is the kernel's; later"
         " requests on it go the same way and are not looked at",
-        "request": "every request is parsed and routed, and bodies are the kernel's",
+        "request": "every request is parsed and routed, by now each on a connection of its own",
         "upgrade": "one request a connection; the kernel's only after the backend's 101",
         "never": "user space moves the bytes; otherwise as `connection`",
     },

@@ -40,6 +40,9 @@ _MATCH_KEYS = {
     "queryParams": _HTTP,
     "alpn": _TLS,
 }
+PER_REQUEST = (Splice.REQUEST, Splice.UPGRADE)
+"""Ways to splice in which every request of a connection is parsed and routed."""
+
 _ONLY_FORWARDED = ("filters", "timeouts", "splice")
 
 
@@ -138,8 +141,9 @@ def needs(route: RouteDraft) -> Iterator[tuple[str, Node, frozenset[Protocol]]]:
     for key, protocols in _KEYS.items():
         if key in keys:
             yield key, keys[key], protocols
-    if route.fields.get("splice") is Splice.UPGRADE:
-        yield "splice: upgrade", keys["splice"], _HTTP
+    splice = route.fields.get("splice")
+    if splice in PER_REQUEST:
+        yield f"splice: {splice}", keys["splice"], _HTTP
     seen: set[str] = set()
     for at in route.matches or []:
         for key, node in at.value.fields.keys.items():
