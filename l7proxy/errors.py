@@ -50,6 +50,19 @@ class BadRequest(L7ProxyError):
         self.detail = detail
 
 
+class BadResponse(L7ProxyError):
+    """A response of a backend that is not forwarded: where it ends, or what it says, is ambiguous.
+
+    `rule` is the short name of the rule that was broken. Whoever catches it closes the connection
+    to the backend.
+    """
+
+    def __init__(self, rule: str, detail: str = "") -> None:
+        super().__init__(f"{rule}: {detail}" if detail else rule)
+        self.rule = rule
+        self.detail = detail
+
+
 class BadHello(L7ProxyError):
     """First bytes on a TLS listener that are no ClientHello, or one that is not passed on.
 

@@ -20,6 +20,7 @@ gives the same answer. Those on fields are checked when the head is complete.
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from enum import StrEnum
 from functools import lru_cache
 from typing import NamedTuple
@@ -272,11 +273,13 @@ def parse_request_line(line: Buffer) -> RequestLine:
     return RequestLine(method, target, version.decode("ascii"))
 
 
-def parse_fields(block: bytes, limit: int) -> Fields:
+def parse_fields(
+    block: bytes, limit: int, *, guarded: Callable[[bytes], bool] | None = None
+) -> Fields:
     """Return names as spelled and values of the field lines, each of which ends with CR LF.
 
     Raises BadRequest when there are more than `limit`, when one is malformed, or when one is the
-    twin of a guarded field.
+    twin of a guarded field: one that `guarded` says yes to (`is_guarded` unless told otherwise).
     """
     count = block.count(b"\r\n")
     if count > limit:
@@ -289,7 +292,8 @@ def parse_fields(block: bytes, limit: int) -> Fields:
                     400, Rule.SPACE_BEFORE_COLON, "whitespace between a field name and its colon"
                 )
         raise BadRequest(400, Rule.FIELD_LINE, "malformed header field")
-    if b"_" in block and any(b"_" in name and is_guarded(name.lower()) for name, _ in fields):
+    guarded = guarded or is_guarded
+    if b"_" in block and any(b"_" in name and guarded(name.lower()) for name, _ in fields):
         raise BadRequest(
             400, Rule.FIELD_TWIN, "a header field imitates another one with an underscore"
         )

@@ -25,6 +25,13 @@ opens another one. RFC 9112 section 9.6: "A server that receives a "close" conne
 initiate closure of the connection [...] after it sends the final response to the request that
 contained the "close" connection option. [...] The server MUST NOT process any further requests
 received on that connection."
+
+Where every request is routed and answered by itself (`kept`), none of that holds: the connection
+to the backend is l7proxy's own and outlives the request. The head says HTTP/1.1 whatever the client
+speaks (RFC 9112 section 2.3), nothing of `close` or `keep-alive`, and framing is written from what
+was parsed: one Content-Length, or one `Transfer-Encoding: chunked`, or neither. Only a request that
+names no host goes on as it came, in HTTP/1.0 and with `close`: RFC 9112 section 3.2 wants a Host in
+HTTP/1.1, and many a server refuses an empty one.
 """
 
 from __future__ import annotations
@@ -70,6 +77,15 @@ class Head(NamedTuple):
     expect_continue: bool
     names: tuple[bytes, ...] = ()  # of `headers`, in the client's spelling
     options: frozenset[bytes] = frozenset()  # of Connection, in lower case
+
+    @property
+    def body_length(self) -> int | None:
+        """Bytes of the body; None when its chunks tell.
+
+        RFC 9112 section 6.3: "If this is a request message and none of the above are true, then
+        the message body length is zero".
+        """
+        return None if self.chunked else self.content_length or 0
 
     def without_claims(self) -> Head:
         """The head without the fields that only a trusted proxy may send: see `forwarded`.
@@ -328,6 +344,10 @@ _NOT_COPIED = frozenset(
         b"upgrade",
     }
 ) | frozenset(REWRITTEN)
+_NOT_COPIED_BUT_WRITTEN = _NOT_COPIED | {b"content-length", b"transfer-encoding"}
+# By the client's version. RFC 9110 section 10.1.1: "A server that receives a 100-continue
+# expectation in an HTTP/1.0 request MUST ignore that expectation", and this one becomes HTTP/1.1.
+_NOT_KEPT = {"1.0": _NOT_COPIED_BUT_WRITTEN | {b"expect"}, "1.1": _NOT_COPIED_BUT_WRITTEN}
 
 
 def serialise(
@@ -336,6 +356,7 @@ def serialise(
     *,
     trusted: bool = False,
     one_request: bool = False,
+    kept: bool = False,
     rewriting: Rewriting | None = None,
 ) -> bytes:
     """Return the head as the backend gets it, the empty line included.
@@ -343,9 +364,12 @@ def serialise(
     Host stands first (RFC 9110 section 7.2: "as the first field in the header section"), then the
     client's end-to-end fields in its order and spelling, then ours: `forwarded` is what stands for
     all of `forwarded.REWRITTEN` (see `ForwardedWriter`). Other `X-Forwarded-*` are passed on from
-    trusted proxies only. `one_request`: see the top. `rewriting` is what the route changes.
+    trusted proxies only. `one_request` and `kept`: see the top. `rewriting` is what the route
+    changes.
     """
-    not_copied = _NOT_COPIED | head.options if head.options else _NOT_COPIED
+    not_copied = _NOT_COPIED if not kept else _NOT_KEPT[head.version]
+    if head.options:
+        not_copied |= head.options
     target, authority = head.target, head.authority
     drop: frozenset[bytes] = frozenset()
     if rewriting is not None:
@@ -355,7 +379,9 @@ def serialise(
         if drop := rewriting.drop:
             forwarded = [field for field in forwarded if field[0].lower() not in drop]
         forwarded = [*forwarded, *rewriting.write]
-    lines = [f"{head.method} {target} HTTP/{head.version}".encode("ascii")]
+    persistent = kept and bool(authority)
+    version = "1.1" if persistent else head.version
+    lines = [f"{head.method} {target} HTTP/{version}".encode("ascii")]
     if authority:
         lines.append(b"Host: " + authority.encode("ascii"))
     names = head.names or [name for name, _ in head.headers]
@@ -366,7 +392,14 @@ def serialise(
             lines.append(spelling + b": " + value)
     lines += [name + b": " + value for name, value in forwarded]
     options = []
-    if one_request or not head.keep_alive:
+    if kept:
+        if head.chunked:
+            lines.append(b"Transfer-Encoding: chunked")
+        elif head.content_length is not None:
+            lines.append(b"Content-Length: %d" % head.content_length)
+    if persistent:
+        pass
+    elif kept or one_request or not head.keep_alive:
         options.append(b"close")
     elif head.version == "1.0":
         options.append(b"keep-alive")

@@ -29,7 +29,7 @@ FLOORS: tuple[tuple[frozenset[str], ...], ...] = (
         | frozenset({"ledger", "logformat", "maglev", "patterns", "proxyproto", "responses"}),
         frozenset({"balance"}),
         frozenset({"clienthello", "forwarded", "routing", "session", "target"}),
-        frozenset({"head"}),
+        frozenset({"chunked", "head", "response"}),
     ),
     (frozenset({"config", "datapath", "net", "telemetry"}),),
     (

@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 from heads import written
 
-from l7proxy.head import Head, HeadReader
+from l7proxy.filters import Rewriting
+from l7proxy.head import Head, HeadReader, serialise
 from l7proxy.model import ForwardedFields, Limits
 
 TRANSCRIPTS = [
@@ -346,3 +347,48 @@ def test_one_request_for_each_connection(fields: bytes, options: bytes, version:
     if version == b"1.0":
         options = b"close"
     assert written(head, one_request=True).endswith(b"Connection: " + options + b"\r\n\r\n")
+
+
+@pytest.mark.parametrize(
+    ("version", "fields", "wanted"),
+    [
+        (b"1.1", b"", b""),
+        (b"1.1", b"Connection: close\r\n", b""),
+        (b"1.1", b"Connection: keep-alive\r\nKeep-Alive: 5\r\n", b""),
+        (b"1.0", b"", b""),
+        (b"1.0", b"Connection: keep-alive\r\n", b""),
+        (b"1.1", b"content-length:  5\r\n", b"Content-Length: 5\r\n"),
+        (b"1.0", b"Content-Length: 0\r\n", b"Content-Length: 0\r\n"),
+        (b"1.1", b"Transfer-encoding: CHUNKED\r\n", b"Transfer-Encoding: chunked\r\n"),
+        (b"1.1", b"Expect: 100-continue\r\n", b"Expect: 100-continue\r\n"),
+        (b"1.0", b"Expect: 100-continue\r\n", b""),
+        (
+            b"1.1",
+            b"Connection: upgrade, close\r\nUpgrade: a\r\n",
+            b"Upgrade: a\r\nConnection: upgrade\r\n",
+        ),
+        (b"1.1", b"TE: trailers\r\nConnection: TE\r\n", b""),
+    ],
+)
+def test_a_connection_that_is_kept(version: bytes, fields: bytes, wanted: bytes) -> None:
+    head = read(b"GET / HTTP/" + version + b"\r\nHost: a\r\n" + fields + b"\r\n")
+    assert serialise(head, [], kept=True) == b"GET / HTTP/1.1\r\nHost: a\r\n" + wanted + b"\r\n"
+
+
+def test_no_connection_is_kept_for_a_request_without_a_host() -> None:
+    head = read(b"POST / HTTP/1.0\r\nConnection: keep-alive\r\nContent-Length: 5\r\n\r\n")
+    assert serialise(head, [], kept=True) == (
+        b"POST / HTTP/1.0\r\nContent-Length: 5\r\nConnection: close\r\n\r\n"
+    )
+    named = Rewriting(authority="b.example")
+    assert serialise(head, [], kept=True, rewriting=named) == (
+        b"POST / HTTP/1.1\r\nHost: b.example\r\nContent-Length: 5\r\n\r\n"
+    )
+
+
+@pytest.mark.parametrize(
+    ("fields", "length"),
+    [(b"", 0), (b"Content-Length: 7\r\n", 7), (b"Transfer-Encoding: chunked\r\n", None)],
+)
+def test_the_length_of_a_body(fields: bytes, length: int | None) -> None:
+    assert read(b"POST / HTTP/1.1\r\nHost: a\r\n" + fields + b"\r\n").body_length == length
