@@ -63,7 +63,8 @@ class Rule(StrEnum):
     # 501. RFC 9112 section 3: "A server that receives a method longer than any that it implements
     # SHOULD respond with a 501".
     METHOD = "method"
-    # 501. A tunnel to wherever the client says is not what the policy routes (RFC 9110, 9.3.6).
+    # RFC 9110 section 9.3.6: "A CONNECT request message does not have content." What follows its
+    # head is the tunnel's; who reads a length there takes some of it for a body.
     CONNECT = "connect"
     # 505. The connection preface of RFC 9113 section 3.4: a client with "prior knowledge".
     HTTP2 = "http2"
@@ -268,8 +269,6 @@ def parse_request_line(line: Buffer) -> RequestLine:
         if method == b"PRI" and target == b"*" and version == b"2.0":
             raise BadRequest(505, Rule.HTTP2, "HTTP/2 without TLS is not spoken here")
         raise BadRequest(505, Rule.VERSION, "only HTTP/1.0 and HTTP/1.1 are spoken here")
-    if method == b"CONNECT":
-        raise BadRequest(501, Rule.CONNECT, "CONNECT is not supported")
     return RequestLine(method, target, version.decode("ascii"))
 
 

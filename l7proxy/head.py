@@ -58,8 +58,9 @@ class Head(NamedTuple):
 
     (No dataclass: a frozen one of so many fields takes 2 us to make, each time.)
 
-    `target` is what the backend gets: the path and the query, or `*`. `path` is the path as sent,
-    neither decoded nor normalised; "/" for `*`, whose path RFC 9112 section 3.3 calls empty.
+    `target` is what the backend gets: the path and the query, `*`, or `host:port` for CONNECT.
+    `path` is the path as sent, neither decoded nor normalised; "/" for `*` and for CONNECT, whose
+    paths RFC 9112 section 3.3 calls empty.
     """
 
     method: str
@@ -267,6 +268,8 @@ def parse(line: gate.RequestLine, raw: bytes, fields_at: int, max_fields: int) -
         names=tuple([name for name, _ in fields]),
         options=options,
     )
+    if method == b"CONNECT":
+        return _tunnel(head)
     if b"max-forwards" in seen and head.method in _HOP_COUNTED:
         return _count_hop(head, seen[b"max-forwards"])
     return head
@@ -312,6 +315,13 @@ def _passed_upgrade(values: list[bytes], options: frozenset[bytes], version: str
         if _PROTOCOL.fullmatch(protocol) and protocol.lower().partition(b"/")[0] not in _HTTP_ITSELF
     ]
     return b", ".join(protocols) or None
+
+
+def _tunnel(head: Head) -> Head:
+    """Return the head of a CONNECT as it goes on; raise BadRequest when it has a body."""
+    if head.chunked or head.content_length:
+        raise BadRequest(400, Rule.CONNECT, "CONNECT with a body")
+    return head._replace(target=head.authority, path="/", upgrade=None)
 
 
 def _count_hop(head: Head, values: list[bytes]) -> Head:
@@ -373,9 +383,13 @@ def serialise(
     target, authority = head.target, head.authority
     drop: frozenset[bytes] = frozenset()
     if rewriting is not None:
-        if rewriting.path is not None and target != "*":
-            target = rewriting.path if head.query is None else f"{rewriting.path}?{head.query}"
-        authority = rewriting.authority or authority
+        if head.method == "CONNECT":
+            if rewriting.authority:
+                target = authority = f"{rewriting.authority}:{target.rpartition(':')[2]}"
+        else:
+            if rewriting.path is not None and target != "*":
+                target = rewriting.path if head.query is None else f"{rewriting.path}?{head.query}"
+            authority = rewriting.authority or authority
         if drop := rewriting.drop:
             forwarded = [field for field in forwarded if field[0].lower() not in drop]
         forwarded = [*forwarded, *rewriting.write]

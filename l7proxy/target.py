@@ -2,7 +2,7 @@
 
 RFC 9112 section 3.2 has four forms of target. origin-form and absolute-form are taken and become
 origin-form; asterisk-form is "only used for a server-wide OPTIONS request"; authority-form is
-"only used for CONNECT requests", which the gate has refused already.
+"only used for CONNECT requests".
 """
 
 from __future__ import annotations
@@ -24,12 +24,15 @@ _ABSOLUTE = re.compile(rb"(https?)://([^/?]*)", re.IGNORECASE)
 
 
 class Target(NamedTuple):
-    """A request target. `path` is "*" for the asterisk-form; `query` has no "?"."""
+    """A request target. `path` is "*" for the asterisk-form, "" for the authority-form.
+
+    `query` has no "?".
+    """
 
     path: str
     query: str | None
-    authority: bytes | None = None  # of an absolute-form
-    default_port: int = 80  # of its scheme
+    authority: bytes | None = None  # of an absolute-form or an authority-form
+    default_port: int = 80  # of its scheme; of an authority-form its own port
 
 
 def parse_target(method: bytes, target: bytes) -> Target:
@@ -38,6 +41,12 @@ def parse_target(method: bytes, target: bytes) -> Target:
     RFC 9112 section 3.2.2: "a server MUST accept the absolute-form in requests". Only http and
     https are known.
     """
+    if method == b"CONNECT":
+        # RFC 9112 section 3.2.3: "authority-form = uri-host ":" port".
+        port = _parse(target, "request target").port
+        if port is None:
+            raise BadRequest(400, Rule.TARGET, "the target of CONNECT is not host:port")
+        return Target("", None, target, port)
     if target.startswith(b"/"):
         return Target(*_path_query(target))
     if target == b"*":

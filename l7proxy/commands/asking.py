@@ -144,6 +144,8 @@ def _request(policy: Policy, options: argparse.Namespace) -> Asked:
         raise Unclear("an HTTP request has no ClientHello: leave --sni and --alpn out")
     path = options.target if not url.netloc else url.path or "/"
     query = f"?{url.query}" if url.netloc and "?" in options.target else ""
+    if options.what == "CONNECT" and url.netloc and port is not None:
+        path, query = url.netloc if url.port else f"{url.netloc}:{port}", ""  # authority-form
     fields = list(options.header)
     if url.netloc and not any(name.lower() == "host" for name, _ in fields):
         fields.insert(0, ("Host", url.netloc))

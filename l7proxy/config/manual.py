@@ -79,6 +79,8 @@ the one with
 A hostname whose routes all miss the request is no dead end: the routes of a less specific hostname
 are candidates too. A request that nothing matches is answered with 404. A path that servers could
 read in ways that lead to different routes (`/public/..%2fadmin`, `/admin;x`) is refused with 400.
+`CONNECT` asks for a tunnel: only a match with `method: CONNECT` takes it (else 501), by the host
+that it names; its path counts as `/`.
 
 On a **TLS** listener the name in SNI is the hostname; a stream that no route takes ends with the
 alert unrecognized_name. On a **TCP** listener nothing of what a client sends can be compared: the

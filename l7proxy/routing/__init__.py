@@ -54,6 +54,7 @@ from l7proxy.routing.readings import equivalent, readings
 from l7proxy.routing.router import (
     AMBIGUOUS,
     NO_STREAM_ROUTE,
+    NO_TUNNEL,
     NOT_FOUND,
     SLICE,
     Router,
@@ -70,6 +71,7 @@ __all__ = [
     "NOT_FOUND",
     "NO_BACKEND",
     "NO_STREAM_ROUTE",
+    "NO_TUNNEL",
     "NO_WEIGHT",
     "SLICE",
     "Claim",

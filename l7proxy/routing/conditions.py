@@ -1,6 +1,7 @@
 """What a match asks of a request besides host and path, and of a ClientHello besides the name.
 
-- *method*: as sent; "The method token is case-sensitive" (RFC 9110, 9.1).
+- *method*: as sent; "The method token is case-sensitive" (RFC 9110, 9.1). A match without one is
+  for every method but CONNECT.
 - *headers*: a field that a request repeats is one value, joined with ", " (RFC 9110, 5.3: "by
   appending each subsequent field line value to the initial field line value in order, separated by
   a comma ... and optional whitespace"), cookies with "; " (RFC 9113, 8.2.3). So `x: 1` twice is
@@ -34,6 +35,8 @@ from l7proxy.model import (
     ValueType,
 )
 from l7proxy.patterns import Pattern, compile_pattern
+
+CONNECT = "CONNECT"  # only a match that names this method takes a request of it
 
 _NO_REQUEST = Request()
 _NO_HELLO = Hello()

@@ -26,9 +26,9 @@ from l7proxy.model import (
 )
 from l7proxy.routing import hosts
 from l7proxy.routing.claims import compared_path, taking_part
-from l7proxy.routing.conditions import Facts
+from l7proxy.routing.conditions import CONNECT, Facts
 from l7proxy.routing.readings import is_plain, readings
-from l7proxy.routing.router import AMBIGUOUS, NO_STREAM_ROUTE, NOT_FOUND, agree
+from l7proxy.routing.router import AMBIGUOUS, NO_STREAM_ROUTE, NO_TUNNEL, NOT_FOUND, agree
 from l7proxy.routing.rules import NO_WEIGHT, Rule, decisions_of
 from l7proxy.routing.splice import SpliceChoice, chosen
 
@@ -137,6 +137,8 @@ def explain(
     ballot = _ballot(policy, listener, host, paths[0], facts)
     winner = ballot.winner
     nothing = NOT_FOUND if listener.protocol is Protocol.HTTP else NO_STREAM_ROUTE
+    if facts.request.method == CONNECT:
+        nothing = NO_TUNNEL
     others = _others(ballot, winner)
     ways: tuple[Reading, ...] = ()
     if len(paths) > 1:
@@ -193,6 +195,8 @@ def _ballot(policy: Policy, listener: Listener, host: str, path: str, facts: Fac
             missed = [] if served else [stranger]
             if listener.protocol is Protocol.HTTP and not _path_matches(rule, path):
                 missed.append(("path", f"its path is {_path(match)}, the request's {path}"))
+            if match.method is None and facts.request.method == CONNECT:
+                missed.append(("method", "it does not name CONNECT, as a match for it has to"))
             missed += [
                 (condition.criterion, condition.why_not(facts))
                 for condition in rule.conditions

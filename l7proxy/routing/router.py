@@ -18,7 +18,7 @@ from l7proxy.model import (
     Splice,
 )
 from l7proxy.routing.claims import taking_part
-from l7proxy.routing.conditions import Facts
+from l7proxy.routing.conditions import CONNECT, Facts
 from l7proxy.routing.hosts import HostSet
 from l7proxy.routing.readings import is_plain, readings
 from l7proxy.routing.rules import Rule, decisions_of, turns_of
@@ -26,6 +26,7 @@ from l7proxy.routing.splice import Auto
 from l7proxy.routing.tables import Hosts
 
 NOT_FOUND = Respond(404, "no route for this request")
+NO_TUNNEL = Respond(501, "no route here takes CONNECT")
 NO_STREAM_ROUTE = Respond(404, "no route for this listener")
 AMBIGUOUS = Respond(400, "the path can be read in ways that lead to different routes")
 
@@ -38,30 +39,35 @@ class Router:
     A decision costs a few look-ups, however many hosts and prefixes there are; regular expressions,
     and rules that differ in nothing but headers and the like, are tried one by one. It is pure but
     for one thing: a route with several `backendRefs` remembers whose turn it is.
+
+    A tunnel to wherever the client says (RFC 9110 section 9.3.6) is nothing that a route for every
+    method means. So CONNECT has tables of its own, with the matches that name it.
     """
 
-    __slots__ = ("_hosts", "_rules")
+    __slots__ = ("_hosts", "_rules", "_tunnels")
 
     def __init__(self, listener: Listener) -> None:
         tcp = listener.protocol is Protocol.TCP  # which has no host to restrict
         self._hosts = HostSet(() if tcp else listener.hostnames)
         self._rules = Hosts()
+        self._tunnels = Hosts()
 
     def add(self, hosts: tuple[str, ...], rule: Rule) -> None:
         """Take in a rule, before the first decision is asked for."""
+        rules = self._tunnels if rule.match.method == CONNECT else self._rules
         for host in hosts:
-            self._rules.add(host, rule)
+            rules.add(host, rule)
 
     def decide(self, request: Requested, destination: Address | None = None) -> Decision:
-        """What to do with a request: as its route says, or Respond with 404 or 400.
+        """What to do with a request: as its route says, or Respond with 404, 400 or 501.
 
         `destination` is where its connection was going, if it was intercepted. 400 is for a path
         that can be read in two ways (see `readings`), 500 for a route whose backends are not there
-        or have no weight.
+        or have no weight, 501 for a CONNECT that no route takes.
         """
         rule = self.find(request, destination)
         if rule is None:
-            return NOT_FOUND
+            return NO_TUNNEL if request.method == CONNECT else NOT_FOUND
         return AMBIGUOUS if isinstance(rule, Respond) else rule.take()
 
     def find(self, request: Requested, destination: Address | None = None) -> Rule | Respond | None:
@@ -70,15 +76,16 @@ class Router:
         if host not in self._hosts:
             return None
         facts = Facts(request, None, destination)
+        rules = self._tunnels if request.method == CONNECT else self._rules
         if is_plain(path):
-            return self._rules.find(host, path, facts)
+            return rules.find(host, path, facts)
         ways = readings(path)
-        rule = self._rules.find(host, ways[0], facts)
+        rule = rules.find(host, ways[0], facts)
         found, last = rule, ways[0]
         for kind in (1, 2):
             other = ways[kind]
             if other != last:
-                found, last = self._rules.find(host, other, facts), other
+                found, last = rules.find(host, other, facts), other
             if not agree(rule, found, ways, kind):
                 return AMBIGUOUS
         return rule

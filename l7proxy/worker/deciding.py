@@ -130,7 +130,8 @@ class Deciding:
             rewriting=rewrite(head, route, decision.match),
         )
         body_left = None
-        if one_request and not head.chunked and not head.upgrade:
+        tunnel = head.upgrade or head.method == "CONNECT"
+        if one_request and not head.chunked and not tunnel:
             # What follows a body of known length is another request, which is not for this route.
             body_left = head.content_length or 0
             surplus = surplus[:body_left]

@@ -260,6 +260,20 @@ def test_a_request_about_the_whole_server(l7proxy: Verbs) -> None:
     assert found["asked"] == {"method": "OPTIONS", "host": "shop.test", "path": "/", "query": None}
 
 
+@pytest.mark.parametrize("port", ["", ":8080"])
+def test_a_tunnel(l7proxy: Verbs, port: str) -> None:
+    found = ask(l7proxy, "CONNECT", f"http://shop.test{port}", "--listener", "web")
+    assert (found["action"], found["status"]) == ("refuse", 501)
+    l7proxy.write(
+        POLICY.replace('method: GET\n        headers: {x-canary: "1"}', "method: CONNECT").replace(
+            "path: /cart\n", "path: /\n"
+        )
+    )
+    found = ask(l7proxy, "CONNECT", f"http://shop.test{port}", "--listener", "web")
+    assert found["route"]["name"] == "canary"
+    assert found["head"].startswith(f"CONNECT shop.test{port or ':80'} HTTP/1.1\r\n")
+
+
 def test_streams(l7proxy: Verbs) -> None:
     found = ask(l7proxy, "tcp", "raw")
     assert (found["asked"], found["route"]["name"]) == ({}, "stream")

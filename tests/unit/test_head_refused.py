@@ -143,8 +143,6 @@ LINES = [
     Refused("version 3.0", b"GET / HTTP/3.0\r\n", 505, "version"),
     Refused("HTTP/2 preface", b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n", 505, "http2"),
     Refused("HTTP/2 preface, first line", b"PRI * HTTP/2.0\r\n", 505, "http2"),
-    Refused("CONNECT", b"CONNECT a.example:443 HTTP/1.1\r\n", 501, "connect"),
-    Refused("CONNECT to a path", b"CONNECT / HTTP/1.1\r\n", 501, "connect"),
     Refused("endless method", b"A" * (MAX_METHOD + 1), 501, "method"),
     Refused(
         "long method in a whole line",
@@ -170,6 +168,37 @@ TARGETS = [
     Refused("asterisk with lower-case options", first_line(b"options * HTTP/1.1"), 400, "target"),
     Refused("asterisk and more", first_line(b"OPTIONS *x HTTP/1.1"), 400, "target"),
     Refused("authority-form with GET", first_line(b"GET a.example:80 HTTP/1.1"), 400, "target"),
+    Refused("CONNECT to a path", first_line(b"CONNECT / HTTP/1.1"), 400, "host"),
+    Refused("CONNECT to a URI", first_line(b"CONNECT http://a.example/ HTTP/1.1"), 400, "host"),
+    Refused("CONNECT to *", first_line(b"CONNECT * HTTP/1.1"), 400, "host"),
+    Refused("CONNECT without a port", first_line(b"CONNECT a.example HTTP/1.1"), 400, "target"),
+    Refused("CONNECT with an empty port", first_line(b"CONNECT a.example: HTTP/1.1"), 400, "host"),
+    Refused("CONNECT to port 0", first_line(b"CONNECT a.example:0 HTTP/1.1"), 400, "host"),
+    Refused("CONNECT to a service", first_line(b"CONNECT a.example:http HTTP/1.1"), 400, "host"),
+    Refused("CONNECT to no host", first_line(b"CONNECT :443 HTTP/1.1"), 400, "host"),
+    Refused("CONNECT with a user", first_line(b"CONNECT u@a.example:1 HTTP/1.1"), 400, "host"),
+    Refused("CONNECT with a path", first_line(b"CONNECT a.example:1/x HTTP/1.1"), 400, "host"),
+    Refused(
+        "CONNECT to another host", first_line(b"CONNECT b.example:1 HTTP/1.1"), 400, "host-mismatch"
+    ),
+    Refused(
+        "CONNECT to another port",
+        b"CONNECT a:1 HTTP/1.1\r\nHost: a:2\r\n\r\n",
+        400,
+        "host-mismatch",
+    ),
+    Refused(
+        "CONNECT with content",
+        b"CONNECT a:1 HTTP/1.1\r\nHost: a:1\r\nContent-Length: 1\r\n\r\n",
+        400,
+        "connect",
+    ),
+    Refused(
+        "CONNECT in chunks",
+        b"CONNECT a:1 HTTP/1.1\r\nHost: a:1\r\nTransfer-Encoding: chunked\r\n\r\n",
+        400,
+        "connect",
+    ),
     Refused("ftp", first_line(b"GET ftp://a.example/ HTTP/1.1"), 400, "target"),
     Refused("file", first_line(b"GET file:///etc/passwd HTTP/1.1"), 400, "target"),
     Refused(
@@ -504,7 +533,12 @@ PRECEDENCE = [
     Refused("the NUL is before the version", b"GET /\0 HTTP/1.2\r\n", 400, "control"),
     Refused("the method is before the NUL", b"G@\0", 400, "request-line"),
     Refused("the second empty line is before the CR", b"\r\n\rX", 400, "empty-line"),
-    Refused("CONNECT is before the fields", b"CONNECT / HTTP/1.1\r\nX : 1\r\n\r\n", 501, "connect"),
+    Refused(
+        "fields are before the target",
+        b"GET x HTTP/1.1\r\nX : 1\r\n\r\n",
+        400,
+        "space-before-colon",
+    ),
     Refused("bytes are before fields", fields(b"X : 1", b"Y: \0"), 400, "control"),
     Refused("their number is before their form", fields(*[b"X : 1"] * 10), 431, "too-many-fields"),
 ]

@@ -392,3 +392,27 @@ def test_no_connection_is_kept_for_a_request_without_a_host() -> None:
 )
 def test_the_length_of_a_body(fields: bytes, length: int | None) -> None:
     assert read(b"POST / HTTP/1.1\r\nHost: a\r\n" + fields + b"\r\n").body_length == length
+
+
+CONNECT = (
+    b"CONNECT a.example:443 HTTP/1.1\r\n"
+    b"Host: A.example\r\nUpgrade: x\r\nConnection: upgrade\r\n\r\n"
+)
+
+
+def test_a_tunnel() -> None:
+    head = read(CONNECT)
+    assert (head.path, head.query, head.host, head.upgrade) == ("/", None, "a.example", None)
+    asked = b"CONNECT a.example:443 HTTP/1.1\r\nHost: a.example:443\r\n\r\n"
+    assert serialise(head, []) == asked
+    assert serialise(head, [], kept=True) == asked
+    assert serialise(read(b"CONNECT a.example:443 HTTP/1.0\r\n\r\n"), [], kept=True) == asked
+
+
+def test_what_a_route_changes_of_a_tunnel() -> None:
+    path = Rewriting(path="/other")
+    assert serialise(read(CONNECT), [], rewriting=path) == serialise(read(CONNECT), [])
+    host = Rewriting(path="/other", authority="b.example")
+    assert serialise(read(CONNECT), [], rewriting=host) == (
+        b"CONNECT b.example:443 HTTP/1.1\r\nHost: b.example:443\r\n\r\n"
+    )
