@@ -169,7 +169,7 @@ def standing(seen: Sequence[Seen], backend: Backend, now: float) -> Standing:
     usable = tuple(one.is_healthy(now) for one in seen)
     takers = [at for at, one in enumerate(seen) if one.weight]
     healthy = sum(usable[at] for at in takers)
-    panic = bool(takers) and healthy * 100 < backend.panic * len(takers)
+    panic = is_panic(backend, healthy, len(takers))
     if panic:
         usable = (True,) * len(seen)
     elif not healthy:
@@ -182,6 +182,11 @@ def standing(seen: Sequence[Seen], backend: Backend, now: float) -> Standing:
             changes.append(now + max(_SHORTEST_STEP, backend.slow_start / _SLOW_START_STEPS))
         weights.append(max(1, int(one.weight * SCALE * share)) if good and one.weight else 0)
     return Standing(tuple(weights), usable, min(changes, default=_NEVER), panic)
+
+
+def is_panic(backend: Backend, healthy: int, takers: int) -> bool:
+    """Whether health is ignored, with so many `healthy` ones of those that have a weight."""
+    return takers > 0 and healthy * 100 < backend.panic * takers
 
 
 def slow_start_share(back_since: float, seconds: float, now: float) -> float:

@@ -12,7 +12,7 @@ from typing import Any
 
 from l7proxy.model import Backend
 from l7proxy.net import bundle
-from l7proxy.telemetry.backends import collect_backends
+from l7proxy.telemetry.backends import Collector
 from l7proxy.telemetry.health import HealthSlot
 
 
@@ -20,7 +20,7 @@ class Backends:
     """The backend groups of the policy in force."""
 
     def __init__(self, slot: HealthSlot) -> None:
-        self._slot = slot
+        self._collector = Collector(slot)
         self._generation = -1
         self._backends: Mapping[str, Backend] = {}
 
@@ -34,4 +34,4 @@ class Backends:
     ) -> dict[str, Any]:
         """`backends` of `/stats`; `policy` is the descriptor, `generation` the policy's number."""
         backends = self._of(generation, policy)
-        return collect_backends(backends, resolved, self._slot, time.monotonic())
+        return self._collector.collect(backends, resolved, time.monotonic())

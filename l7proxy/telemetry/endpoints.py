@@ -12,8 +12,10 @@ from __future__ import annotations
 
 from collections import Counter as Sums
 from collections.abc import Iterator, Mapping, Sequence
+from operator import ge, itemgetter
 from typing import Any
 
+from l7proxy.telemetry.backends import TAKING
 from l7proxy.telemetry.exposition import Family, Kind, Labels
 from l7proxy.telemetry.series import OTHER
 
@@ -21,9 +23,6 @@ GROUPS = 512
 ENDPOINTS = 1_024
 
 STATES = ("up", "unchecked", "starting", "drained", "ejected", "down")
-TAKING = frozenset({"up", "unchecked", "starting"})
-"""States in which an endpoint gets new connections."""
-
 _GROUP_COUNTS = (
     ("l7proxy_backend_connections", "accepted", "Connections that the group has had."),
     ("l7proxy_backend_retries", "retries", "Dials that were retries."),
@@ -43,18 +42,23 @@ class Growing:
     """Sums up the counts of what has no series of its own."""
 
     def __init__(self) -> None:
-        self._last: dict[Labels, int] = {}
+        self._who: Sequence[Labels] = ()
+        self._counts: Sequence[int] = ()
         self._sum = 0
 
-    def look(self, found: Sequence[tuple[Labels, int]], own: int) -> int:
+    def look(self, who: Sequence[Labels], counts: Sequence[int], own: int) -> int:
         """What all but the first `own` of these have come to, over all looks.
 
         What moves among them, or is known anew from 0, makes the sum no smaller.
         """
-        for labels, value in found[own:]:
-            last = self._last.get(labels, 0)
-            self._sum += value - last if value >= last else value
-        self._last = dict(found)
+        if who == self._who and all(map(ge, counts, self._counts)):  # as a rule, and much quicker
+            self._sum += sum(counts[own:]) - sum(self._counts[own:])
+        else:
+            before = dict(zip(self._who, self._counts, strict=True))
+            for labels, value in zip(who[own:], counts[own:], strict=True):
+                last = before.get(labels, 0)
+                self._sum += value - last if value >= last else value
+        self._who, self._counts = who, counts
         return self._sum
 
 
@@ -66,48 +70,52 @@ class Endpoints:
 
     def families(self, backends: Mapping[str, Any]) -> Iterator[Family]:
         """All of them."""
-        groups: dict[Labels, Any] = {(name,): group for name, group in backends.items()}
-        yield from self._counts(_GROUP_COUNTS, ("backend",), groups, GROUPS)
-        yield from _group_gauges(groups)
-        endpoints: dict[Labels, Any] = {
-            (name, one["address"]): one
-            for name, group in backends.items()
-            for one in group["endpoints"]
-        }
-        yield from self._counts(_ENDPOINT_COUNTS, ("backend", "endpoint"), endpoints, ENDPOINTS)
-        yield from _endpoint_gauges(endpoints)
+        groups: list[Labels] = [(name,) for name in backends]
+        yield from self._counts(
+            _GROUP_COUNTS, ("backend",), groups, list(backends.values()), GROUPS
+        )
+        yield from _group_gauges(backends)
+        who: list[Labels] = []
+        endpoints: list[Mapping[str, Any]] = []
+        for name, group in backends.items():
+            who += [(name, one["address"]) for one in group["endpoints"]]
+            endpoints += group["endpoints"]
+        yield from self._counts(
+            _ENDPOINT_COUNTS, ("backend", "endpoint"), who, endpoints, ENDPOINTS
+        )
+        yield from _endpoint_gauges(list(zip(who, endpoints[:ENDPOINTS], strict=False)))
 
     def _counts(
         self,
         names: tuple[tuple[str, str, str], ...],
         labels: Labels,
-        things: Mapping[Labels, Any],
+        who: Sequence[Labels],
+        things: Sequence[Mapping[str, Any]],
         most: int,
     ) -> Iterator[Family]:
         for name, key, text in names:
-            found = [(values, int(thing[key])) for values, thing in things.items()]
-            growing = self._growing.setdefault(name, Growing())
-            rest = growing.look(found, most)
-            samples = found[:most]
+            counts: list[int] = list(map(itemgetter(key), things))
+            rest = self._growing.setdefault(name, Growing()).look(who, counts, most)
+            samples = list(zip(who[:most], counts[:most], strict=True))
             if rest:
                 samples.append(((OTHER,) * len(labels), rest))
             yield Family(name, Kind.COUNTER, text, labels, samples)
 
 
-def _group_gauges(groups: Mapping[Labels, Any]) -> Iterator[Family]:
+def _group_gauges(groups: Mapping[str, Any]) -> Iterator[Family]:
     states: Sums[Labels] = Sums()
     live: Sums[Labels] = Sums()
     pending: Sums[Labels] = Sums()
     panics: Sums[Labels] = Sums()
-    for number, (labels, group) in enumerate(groups.items()):
-        who = labels if number < GROUPS else (OTHER,)
+    for number, (name, group) in enumerate(groups.items()):
+        who = (name,) if number < GROUPS else (OTHER,)
         live[who] += group["connections"]
         pending[who] += group["pending"]
         panics[who] += bool(group["panic"])
-        for state in STATES:
-            states[(*who, state)] += 0
-        for one in group["endpoints"]:
-            states[(*who, one["state"])] += 1
+        if (*who, STATES[0]) not in states:
+            states.update({(*who, state): 0 for state in STATES})
+        for state, count in Sums(map(itemgetter("state"), group["endpoints"])).items():
+            states[(*who, state)] += count
     for name, text, labels, sums in (
         (
             "l7proxy_backend_endpoints",
@@ -132,8 +140,7 @@ def _group_gauges(groups: Mapping[Labels, Any]) -> Iterator[Family]:
         yield Family(name, Kind.GAUGE, text, labels, list(sums.items()))
 
 
-def _endpoint_gauges(endpoints: Mapping[Labels, Any]) -> Iterator[Family]:
-    shown = list(endpoints.items())[:ENDPOINTS]
+def _endpoint_gauges(shown: Sequence[tuple[Labels, Mapping[str, Any]]]) -> Iterator[Family]:
     yield Family(
         "l7proxy_endpoint_up",
         Kind.GAUGE,

@@ -29,6 +29,8 @@ import mmap
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
+from operator import sub
 
 from l7proxy.health import Checked, Marks, Seen
 from l7proxy.maglev import digest
@@ -98,6 +100,39 @@ class HealthBoard:
         os.close(self.lock_fd)
 
 
+State = tuple[int, int, int, int]
+"""Checked, and in microseconds: ejected until, back since, back since by a check."""
+
+UNTOUCHED: State = (0, 0, 0, 0)
+
+
+def seen(weight: int, state: State, *, checks: bool, ejects: bool) -> Seen:
+    """A row's state for `health.standing`. The group has active `checks`; it `ejects`.
+
+    If it does not, what was found under an earlier policy that did does not count.
+    """
+    checked, ejected_until, back, check_back = state
+    return Seen(
+        weight,
+        Checked(checked) if checks else Checked.UNKNOWN,
+        ejected_until / _MICROSECONDS if ejects else 0.0,
+        max(check_back if checks else 0, back if ejects else 0) / _MICROSECONDS,
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class Columns:
+    """The same figures of all rows, by their numbers. See `Row` for what they mean.
+
+    To read a column takes a fraction of what it takes to look at one row after the other.
+    """
+
+    present: list[int]
+    connections: list[int]
+    failures: list[int]
+    states: list[State]
+
+
 class HealthSlot:
     """The rows as one process sees them."""
 
@@ -158,12 +193,44 @@ class HealthSlot:
 
     def find(self, key: str) -> Row | None:
         """The row of a key, only to look at it; None if nobody ever claimed it."""
-        number = self._find(digest(b"row", key.encode()) or 1)
+        number = self.number(key)
         if number is None:
             return None
         board = self._board
         base = board.first + number * board.stride
         return Row(self.words, base, board.processes, base + _LINE * (1 + self.process))
+
+    def number(self, key: str) -> int | None:
+        """That of a key's row, which holds as long as `claims` is the same; None: nobody's."""
+        return self._find(digest(b"row", key.encode()) or 1)
+
+    @property
+    def claims(self) -> tuple[int, int]:
+        """Another one after each claim of a row."""
+        return self._board.used, self.words[_CLAIMED_ANEW]
+
+    def columns(self) -> Columns:
+        """Of all rows that were ever claimed."""
+        used = self._board.used
+        left = self._sums(_LEFT, used)  # first: what begins meanwhile only makes more of it
+        entered = self._sums(_ENTERED, used)
+        states = (_CHECKED, _EJECTED_UNTIL, _BACK, _CHECK_BACK)
+        return Columns(
+            present=[max(0, one) for one in map(sub, entered, left)],
+            connections=entered,
+            failures=self._sums(_FAILED, used),
+            states=list(zip(*(self._column(word, used) for word in states), strict=True)),
+        )
+
+    def _column(self, word: int, used: int) -> list[int]:
+        """This word of each row."""
+        start, stride = self._board.first + word, self._board.stride
+        return self.words[start : start + used * stride : stride].tolist()
+
+    def _sums(self, word: int, used: int) -> list[int]:
+        """This word of each row, over all processes."""
+        words = (_LINE * (1 + process) + word for process in range(self._board.processes))
+        return list(map(sum, zip(*(self._column(one, used) for one in words), strict=True)))
 
     def _row(self, number: int) -> Row:
         board = self._board
@@ -345,19 +412,15 @@ class Row:
         words[base + _CHECKED] = checked
 
     def seen(self, weight: int, *, checks: bool, ejects: bool) -> Seen:
-        """All of it for `health.standing`. The group has active `checks`; it `ejects`.
-
-        If it does not, what was found under an earlier policy that did does not count.
-        """
+        """All of it: see `seen`."""
         words, base = self._words, self._base
-        checked, ejected_until, back = Checked.UNKNOWN, 0, 0
-        if checks:
-            checked = Checked(words[base + _CHECKED])
-            back = words[base + _CHECK_BACK]
-        if ejects:
-            ejected_until = words[base + _EJECTED_UNTIL]
-            back = max(back, words[base + _BACK])
-        return Seen(weight, checked, ejected_until / _MICROSECONDS, back / _MICROSECONDS)
+        state = (
+            words[base + _CHECKED],
+            words[base + _EJECTED_UNTIL],
+            words[base + _BACK],
+            words[base + _CHECK_BACK],
+        )
+        return seen(weight, state, checks=checks, ejects=ejects)
 
 
 def endpoint_key(group: str, address: object) -> str:

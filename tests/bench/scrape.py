@@ -1,14 +1,16 @@
-"""What `GET /metrics` costs, with live spliced connections: `python3 -m tests.bench.scrape`.
+"""What `GET /metrics` costs: `python3 -m tests.bench.scrape`, as root.
 
-The bounds: a scrape takes less than 100 ms, and what workers use meanwhile is what they use
-without. Beside that, what a connection costs a worker to be counted, and what spliced connections
-move while nobody scrapes, and while somebody does ten times a second.
+There are live spliced connections, and a policy with many endpoints. The bounds: a scrape takes
+less than 100 ms, and what workers use meanwhile is what they use without. Beside that, what a
+connection costs a worker to be counted, and what spliced connections move while nobody scrapes, and
+while somebody does ten times a second.
 """
 
 from __future__ import annotations
 
 import argparse
 import contextlib
+import json
 import os
 import signal
 import socket
@@ -35,10 +37,30 @@ BLOCK = 64 * 1024  # bytes
 ACCEPT = {"Accept": "application/openmetrics-text; version=1.0.0"}
 
 POLICY = """\
-listeners: {{raw: {{address: "127.0.0.1:0", protocol: TCP, limits: {{connections: 20000}}}}}}
-routes: [{{name: all, listeners: [raw], backendRefs: [{{name: app}}]}}]
-backends: {{app: {{endpoints: ["127.0.0.1:{port}"]}}}}
+listeners:
+  raw: {{address: "127.0.0.1:0", protocol: TCP, limits: {{connections: 20000}}}}
+  others: {{address: "127.0.0.1:0", protocol: TCP}}
+routes:
+  - {{name: all, listeners: [raw], backendRefs: [{{name: app}}]}}
+  - {{name: others, listeners: [others], backendRefs: [{others}]}}
+backends:
+  app: {{endpoints: ["127.0.0.1:{port}"]}}
 """
+GROUP = 100  # endpoints in a group that has no connections
+
+
+def policy(port: int, endpoints: int) -> str:
+    """One endpoint that is used, at `port`, and so many others."""
+    groups = {
+        f"group-{first}": [
+            f"127.{n >> 16 & 255}.{n >> 8 & 255}.{n & 255}:{port}"
+            for n in range(first, min(first + GROUP, endpoints))
+        ]
+        for first in range(1, endpoints, GROUP)
+    }
+    references = ", ".join(f"{{name: {name}}}" for name in groups or ["app"])
+    lines = [f"  {name}: {{endpoints: {json.dumps(one)}}}\n" for name, one in groups.items()]
+    return POLICY.format(port=port, others=references) + "".join(lines)
 
 
 class Greeter:
@@ -132,11 +154,13 @@ def main() -> int:
     """Print the figures; 1 when a bound is not held."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--connections", type=int, default=5_000)
-    connections = parser.parse_args().connections
+    parser.add_argument("--endpoints", type=int, default=10_000)
+    options = parser.parse_args()
+    connections = options.connections
     print(f"to count a connection: {counting():.1f} us")
     greeter = Greeter()
     clients: list[socket.socket] = []
-    with Proxy(POLICY.format(port=greeter.port), "sockmap", workers=2) as proxy:
+    with Proxy(policy(greeter.port, options.endpoints), "sockmap", workers=2) as proxy:
         for _ in range(connections):
             client = socket.create_connection(proxy.address("raw"))
             client.recv(5)
@@ -164,8 +188,9 @@ def main() -> int:
         proxy.settled(60)
         proxy.stop()
     print(
-        f"{connections:,} spliced connections: a scrape of {size / 1000:.0f} kB takes"
-        f" {median(seconds) * 1000:.1f} ms, {max(seconds) * 1000:.1f} ms at the most;"
+        f"{connections:,} spliced connections, {options.endpoints:,} endpoints:"
+        f" a scrape of {size / 1000:.0f} kB takes {median(seconds) * 1000:.1f} ms,"
+        f" {max(seconds) * 1000:.1f} ms at the most (the first: {seconds[0] * 1000:.1f} ms);"
         f" workers used {busy:.2f} s of processor time during {SCRAPES + 1} of them, and"
         f" {idle:.2f} s in a second without"
     )

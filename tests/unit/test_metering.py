@@ -188,7 +188,7 @@ def test_an_endpoint_is_up_while_it_gets_connections(state: str, up: int) -> Non
 )
 def test_the_sum_of_others_only_grows(looks: list[list[tuple[str, int]]], sums: list[int]) -> None:
     growing = Growing()
-    found = [growing.look([((name,), value) for name, value in look], 1) for look in looks]
+    found = [growing.look([(name,) for name, _ in look], [n for _, n in look], 1) for look in looks]
     assert found == sums
 
 

@@ -15,7 +15,7 @@ from l7proxy.net import bundle, channel
 from l7proxy.net.channel import Channel
 from l7proxy.net.messages import FROM_PROBER, Probe, Resolved
 from l7proxy.prober import GONE, Prober, ProberSetup, names
-from l7proxy.telemetry.backends import collect_backends
+from l7proxy.telemetry.backends import Collector
 from l7proxy.telemetry.findings import Finding
 from l7proxy.telemetry.health import HealthBoard, endpoint_key
 
@@ -170,7 +170,7 @@ def test_an_endpoint_goes_down_and_comes_back(
             row = room.slot.find(endpoint_key("app", address))
             assert row is not None
             assert str(Finding.of(row.why)) == "connection refused"
-            shown = collect_backends({"app": backend}, {}, room.slot, 0.0)["app"]["endpoints"][0]
+            shown = Collector(room.slot).collect({"app": backend}, {}, 0.0)["app"]["endpoints"][0]
             assert (shown["state"], shown["why"]) == ("down", "connection refused")
             async with await open_port(port):
                 await room.until(lambda: room.state("app", address) is Checked.UP)
