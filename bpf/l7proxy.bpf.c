@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: GPL-2.0-only OR Apache-2.0
 /*
- * The verdict program of l7proxy: for each skb that arrives on a spliced socket, redirect it to the
- * other side of its pair, or pass it to user space.
+ * The verdict program of l7proxy: for each skb that arrives on a spliced socket, redirect it to its
+ * sink, or pass it to user space. The sink is the other side of a pair, for as long as both live,
+ * or another single socket, for as many bytes as user space has said.
  *
  * Some facts about SOCKMAP, and what follows
  *
@@ -16,8 +17,8 @@
  *    and what lies before it is cut off the front.
  *
  * 3. The FIN comes as an skb of length 0, and sk_psock_backlog() takes a send of 0 bytes for a
- *    broken pipe: EPIPE, and that psock never sends again. Redirected, it does that to the other
- *    side. Passed, it does it to its own socket, if bytes are still waiting there to be sent: it
+ *    broken pipe: EPIPE, and that psock never sends again. Redirected, it does that to the
+ *    sink. Passed, it does it to its own socket, if bytes are still waiting there to be sent: it
  *    is queued behind them. => length 0 is dropped, always. trim() comes first: a retransmission
  *    where only the FIN is new has length 0 after it. Nothing is lost with it: tcp_fin() has set
  *    RCV_SHUTDOWN and SOCK_DONE before, so recv() returns 0 and epoll says RDHUP. But recv() can
@@ -25,17 +26,17 @@
  *    space has read all that was passed, and recv() returns 0.
  *
  * 4. bpf_sk_redirect_map() answers SK_DROP for an empty slot, and the bytes are acknowledged and
- *    gone. => the other side is looked up first, and a redirect that fails is a pass.
+ *    gone. => the sink is looked up first, and a redirect that fails is a pass.
  *
- * 5. Redirected skbs wait in psock->ingress_skb of the other side, a queue without a bound that is
+ * 5. Redirected skbs wait in psock->ingress_skb of the sink, a queue without a bound that is
  *    charged to nobody (about 1.1 KB for each 1-byte segment), and while the send buffer is full
- *    a kworker polls. => admits(): an skb is redirected only while the other side's send buffer
- *    has room for it and for everything that is on its way there. Else it is passed: it stays
- *    charged to the receiving socket, and TCP's window holds the sender.
+ *    a kworker polls. => admits(): an skb is redirected only while the sink's send buffer has room
+ *    for it and for everything that is on its way there. Else it is passed: it stays charged to
+ *    the receiving socket, and TCP's window holds the sender.
  *
  * 6. What is redirected to a dead socket is acknowledged and freed; nobody is told. => admits()
- *    looks at error, shutdown and state. The other side can still die between this look and the
- *    send; what is lost then would have been lost in its send queue a moment later, and user space
+ *    looks at error, shutdown and state. The sink can still die between this look and the send;
+ *    what is lost then would have been lost in its send queue a moment later, and user space
  *    resets both sides on any error.
  *
  * 7. Urgent data comes in-band: a byte that a plain reader would not see. => a fault.
@@ -43,29 +44,61 @@
  * The order across the two ways
  *
  *    `passed` is written here only, `relayed` by user space only. An skb is redirected only if
- *    passed == relayed. User space writes to the other side only while they differ, only after it
- *    saw every redirected byte in the write queue there, and it sets `relayed` after its write. So
- *    the two never write at the same time.
+ *    passed == relayed. User space writes to the sink only while they differ or the direction is
+ *    not armed, only after it saw every redirected byte in the write queue there, and it sets
+ *    `relayed` after its write. So the two never write at the same time.
  *
  *    passed is added to atomically, a full barrier, and only then relayed is read: if that equals
  *    passed before the addition, user space may believe that nothing is left to do, and gets an
  *    event. User space for its part stores relayed, makes a system call that takes the lock of the
- *    receiving socket, and reads passed again. Whoever comes second sees the other's store. At
- *    most one such event for a direction is unread, so a ring with room for all directions never
- *    overflows.
+ *    receiving socket, and reads passed again. Whoever comes second sees the other's store.
+ *
+ *    After such an event the gate is shut until user space sets `relayed`, and after the one at the
+ *    limit there is no other: for each time that it opens the gate, user space finds one event at
+ *    most in the ring. How it keeps that within the ring's room, l7proxy/datapath/maps.py tells.
+ *
+ * The limit
+ *
+ *    redirected + passed is the position of the next byte in the stream. An skb that ends beyond
+ *    the limit is passed whole, and so is all that follows: the first of those bytes belong to the
+ *    body, user space writes them to the sink. A position is the same whichever way the bytes
+ *    before it went: the limit need not move when user space relays some of the body.
+ *
+ *    The skb that ends at the limit sends an event, for nothing may ever follow. Behind the limit
+ *    a pass sends none: either that event was sent, or user space has relayed the bytes up to the
+ *    limit itself and knows. It halts the direction then, and looks at the socket.
+ *
+ * Windows between user space and the verdict
+ *
+ *    User space changes aim, limit and relayed without the lock, while a verdict may run.
+ *
+ *    Halting: it stores aim = 0 and limit = 0, then makes a system call that takes the lock of the
+ *    receiving socket. A verdict that read the old aim holds that lock until its skb is in the
+ *    sink's queue: it is over when the call returns, and later ones see 0. Only then may another
+ *    socket be put into the slot of the sink. A sink may be closed before that: its slot is empty,
+ *    and bpf_sk_redirect_map() looks the slot up again, so the skb is passed; or the redirect has
+ *    been decided, and its bytes end with that socket, as those in its send queue do.
+ *
+ *    Arming: a direction is armed only when it is halted, or new. The verdict may see the three
+ *    stores in any order. Old aim: 0, pass. New aim, old limit: it is 0, pass. New aim, old
+ *    relayed: if it differs, passed has gone beyond it (what user space has taken since was
+ *    passed), so the gate is shut. Each of these passes is without an event, or with one too many,
+ *    so user space makes the system call after its stores here, too, and reads passed again. Sink
+ *    and epoch are one word: never the base_seq of one sink for another.
  *
  * Reads without the lock
  *
- *    The other side's fields are read without its lock. A send first adds to sk_wmem_queued, then
+ *    The sink's fields are read without its lock. A send first adds to sk_wmem_queued, then
  *    to write_seq; here write_seq is read first. So bytes that move between the two reads are
  *    counted twice, never missed. Acknowledgements only make room. An skb admitted on a stale
  *    value overshoots by what one send adds at most; it waits in the queue of (5), within
  *    backlog_skbs.
  *
  *    base_seq is exact only if every redirected byte is in the write queue when it is set. It is
- *    set at the first redirect after a splice (nothing was redirected) or after a pass (user space
- *    waited for exactly that before it set relayed). Should it ever be wrong, the bytes in flight
- *    look like more than they are or wrap to a huge number, and the skb is passed.
+ *    set at the first redirect in an epoch (user space arms only when nothing is in flight towards
+ *    the sink) or after a pass (user space waited for exactly that before it set relayed). Should
+ *    it ever be wrong, the bytes in flight look like more than they are or wrap to a huge number,
+ *    and the skb is passed.
  */
 #include <stdbool.h>
 
@@ -237,8 +270,9 @@ static __always_inline int trim(struct __sk_buff *skb, struct l7_direction *dir,
 	return cut.left ? -1 : 0;
 }
 
-/* Whether the other side can send, and has room for len bytes and for all that is on its way. */
-static __always_inline bool admits(struct l7_direction *dir, const struct tcp_sock *to, __u32 len)
+/* Whether the sink can send, and has room for len bytes and for all that is on its way. */
+static __always_inline bool admits(struct l7_direction *dir, const struct tcp_sock *to, __u32 epoch,
+				   __u32 len)
 {
 	const struct sock *sk = &to->inet_conn.icsk_inet.sk;
 	__u32 redirected = dir->redirected, written, skbs;
@@ -250,12 +284,12 @@ static __always_inline bool admits(struct l7_direction *dir, const struct tcp_so
 	if (sk->sk_err || sk->sk_shutdown & SEND_SHUTDOWN)
 		return false;
 
-	if (!dir->base_known) {
+	if (dir->base_epoch != epoch) {
 		dir->base_seq = to->write_seq - redirected;
 		dir->mark = redirected;
 		dir->older = 0;
 		dir->newer = 0;
-		dir->base_known = 1;
+		dir->base_epoch = epoch;
 	}
 	written = to->write_seq - dir->base_seq;
 	barrier(); /* write_seq before sk_wmem_queued: see "Reads without the lock" */
@@ -276,35 +310,39 @@ static __always_inline bool admits(struct l7_direction *dir, const struct tcp_so
 	return true;
 }
 
-/* Whether skb may go to the other side now: the gate, then admission. */
-static __always_inline bool redirectable(struct l7_direction *dir, __u32 other, __u64 armed,
+/* Whether skb may go to the sink now: the gate, the limit, then admission. */
+static __always_inline bool redirectable(struct l7_direction *dir, __u64 aim, __u64 limit,
 					 __u32 len)
 {
+	__u32 sink = L7_AIM_SINK(aim);
 	struct bpf_sock *sk;
 	struct tcp_sock *to;
 	bool yes = false;
 
-	if (!armed || dir->passed != *(volatile __u64 *)&dir->relayed)
+	if (!aim || dir->passed != *(volatile __u64 *)&dir->relayed)
 		return false;
-	sk = bpf_map_lookup_elem(&socks, &other);
+	if (dir->redirected + dir->passed + len > limit)
+		return false;
+	sk = bpf_map_lookup_elem(&socks, &sink);
 	if (!sk)
 		return false;
 	to = bpf_skc_to_tcp_sock(sk);
 	if (to)
-		yes = admits(dir, to, len);
+		yes = admits(dir, to, L7_AIM_EPOCH(aim), len);
 	bpf_sk_release(sk);
 	return yes;
 }
 
 static __always_inline int pass(struct l7_direction *dir, struct l7_totals *total, __u32 index,
-				__u64 armed, __u32 len)
+				__u64 aim, __u64 limit, __u32 len)
 {
 	__u64 before;
 
-	dir->base_known = 0; /* user space is going to write to the other side */
+	dir->base_epoch = 0; /* user space is going to write to the sink */
 	count(&total->passed, len);
 	before = __sync_fetch_and_add(&dir->passed, len);
-	if (armed && before == *(volatile __u64 *)&dir->relayed) {
+	/* at the limit it has had its event, or has itself relayed the last byte before it */
+	if (aim && dir->redirected + before < limit && before == *(volatile __u64 *)&dir->relayed) {
 		count(&total->overflows, 1);
 		tell(index);
 	}
@@ -313,8 +351,8 @@ static __always_inline int pass(struct l7_direction *dir, struct l7_totals *tota
 
 static __always_inline int decide(struct __sk_buff *skb, __u32 seq)
 {
-	__u64 cookie = bpf_get_socket_cookie(skb), armed;
-	__u32 cpu = bpf_get_smp_processor_id(), index, other, len;
+	__u64 cookie = bpf_get_socket_cookie(skb), aim, limit;
+	__u32 cpu = bpf_get_smp_processor_id(), index, len;
 	struct l7_direction *dir;
 	struct l7_totals *total;
 	struct bpf_sock *sk;
@@ -325,7 +363,6 @@ static __always_inline int decide(struct __sk_buff *skb, __u32 seq)
 	if (!found) /* never for a spliced socket: its cookie is published before it is inserted */
 		return SK_PASS;
 	index = *found;
-	other = index ^ 1;
 	dir = bpf_map_lookup_elem(&directions, &index);
 	total = bpf_map_lookup_elem(&totals, &cpu);
 	if (!dir || !total)
@@ -347,12 +384,15 @@ static __always_inline int decide(struct __sk_buff *skb, __u32 seq)
 	if (!len) /* the FIN, alone or behind bytes that were taken before: fact 3 */
 		return SK_DROP;
 
-	armed = *(volatile __u64 *)&dir->armed;
-	if (!redirectable(dir, other, armed, len) ||
-	    bpf_sk_redirect_map(skb, &socks, other, 0) != SK_PASS)
-		return pass(dir, total, index, armed, len);
+	aim = *(volatile __u64 *)&dir->aim;
+	limit = *(volatile __u64 *)&dir->limit;
+	if (!redirectable(dir, aim, limit, len) ||
+	    bpf_sk_redirect_map(skb, &socks, L7_AIM_SINK(aim), 0) != SK_PASS)
+		return pass(dir, total, index, aim, limit, len);
 	dir->redirected += len;
 	count(&total->redirected[index & 1], len);
+	if (dir->redirected + dir->passed == limit)
+		tell(index);
 	return SK_PASS;
 }
 

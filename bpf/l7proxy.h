@@ -22,27 +22,40 @@ enum l7_fault {
 /*
  * One direction: the bytes that arrive on the socket at this index. Even indices are clients.
  *
- * redirected, passed and relayed count bytes from 0 at the splice. passed >= relayed always, and
+ * redirected, passed and relayed count bytes from 0 at the insertion. passed >= relayed always, and
  * while they differ every byte is passed: that is what keeps the order across the two ways.
+ *
+ * redirected + passed is how far the stream has come: the position of its next byte. limit is such
+ * a position, so it means the same however many of the bytes before it user space relays.
  */
 struct l7_direction {
 	/* written by the verdict, serialised by the lock of the socket that the bytes arrive on */
-	__u64 redirected; /* handed to the other side's queue by the kernel */
+	__u64 redirected; /* handed to a sink's queue by the kernel */
 	__u64 passed;     /* left to user space */
 	__u64 fault;      /* enum l7_fault; once set, everything is dropped */
 	__u32 next_seq;   /* the sequence number that the next new byte has */
-	__u32 base_seq;   /* other side's write_seq minus redirected, when nothing was in flight */
+	__u32 base_seq;   /* the sink's write_seq minus redirected, when nothing was in flight */
+	__u32 base_epoch;  /* the epoch of aim that base_seq is for; 0: it is not set, or passed since */
 	__u32 mark;       /* low half of redirected at the last turn of the two counts below */
 	__u16 older;      /* skbs redirected before mark and perhaps still in flight */
 	__u16 newer;      /* skbs redirected since */
 	__u8 seq_known;   /* next_seq is set */
-	__u8 base_known;  /* base_seq is set: no pass since */
-	__u8 unused[22];
+	__u8 unused[19];
 
 	/* written by user space */
-	__u64 relayed __attribute__((aligned(L7_LINE))); /* of passed: written to the other side */
-	__u64 armed;                                     /* 0: everything is passed, no event */
+	__u64 relayed __attribute__((aligned(L7_LINE))); /* of passed: written to the sink */
+	__u64 aim;   /* L7_AIM(epoch, index of the sink); 0, unarmed: everything is passed, no event */
+	__u64 limit; /* the position up to which bytes may be redirected; L7_NO_LIMIT for a pair */
 } __attribute__((aligned(2 * L7_LINE)));
+
+/*
+ * One word, so that the verdict never sees the sink of one arming with the epoch of another. The
+ * epoch is not 0, and no direction has the same one twice running.
+ */
+#define L7_AIM_SINK(aim) ((__u32)(aim))
+#define L7_AIM_EPOCH(aim) ((__u32)((aim) >> 32))
+#define L7_AIM(epoch, sink) ((__u64)(epoch) << 32 | (sink))
+#define L7_NO_LIMIT (~0ULL)
 
 /* What one CPU did, all directions together. Only ever added to, atomically. */
 struct l7_totals {
@@ -54,7 +67,7 @@ struct l7_totals {
 	__u64 drops;         /* skbs dropped because their direction has a fault */
 } __attribute__((aligned(2 * L7_LINE)));
 
-/* A record of the ring: this direction was passed for the first time, or got a fault. */
+/* A record of the ring: this direction was passed first, came to its limit, or got a fault. */
 struct l7_event {
 	__u32 index;
 };

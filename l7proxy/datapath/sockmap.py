@@ -1,4 +1,4 @@
-"""Pairs of sockets in a SOCKMAP, and the accounts that the verdict program keeps of them.
+"""Sockets in a SOCKMAP, in pairs or by themselves, and the accounts that the verdict keeps of them.
 
 Facts and consequences (the verdict's own are in bpf/l7proxy.bpf.c)
 
@@ -13,6 +13,9 @@ Facts and consequences (the verdict's own are in bpf/l7proxy.bpf.c)
   `sk_data_ready`. Setting `SO_RCVLOWAT`, to what it is anyway, does that at once.
 * `recv` can return b"" before it returns passed bytes, when these wait behind bytes that are being
   sent to the same socket. A direction has ended when all of `passed` was read and `recv` gives b"".
+* A single socket stays in the map for all its life, and no worker after this one takes it over. It
+  serves one body after the other: `direct` says to which socket and how many bytes, an event says
+  that they are through or that user space is needed, `halt` ends it. Whatever is no body is passed.
 * A pair whose descriptors somebody else has, too, outlives the worker: its sockets stay in the map
   and the verdict goes on. The worker after it finds everything in the arrays (`Splicer.adopt`).
 * To insert, to delete and to map the arrays takes the descriptors and no capability: the supervisor
@@ -23,29 +26,36 @@ Each worker has its own object, so that no two processes write to one map.
 
 from __future__ import annotations
 
-import ctypes
 import errno
 import mmap
 import os
-import socket
 import struct
 from collections.abc import Collection, Iterable
 from dataclasses import astuple, dataclass, fields
 from importlib import resources
 
 from l7proxy.datapath import libbpf
+from l7proxy.datapath.maps import (
+    AIM,
+    DIRECTION_WORDS,
+    LIMIT,
+    NO_LIMIT,
+    PASSED,
+    REDIRECTED,
+    RELAYED,
+    TOTALS_WORDS,
+    Inherited,
+    Object,
+    VerdictMaps,
+    failed,
+)
 from l7proxy.errors import DatapathUnavailable
-
-SO_COOKIE = 57  # include/uapi/asm-generic/socket.h
-
-# bpf/l7proxy.h, in units of 8 bytes
-_DIRECTION_WORDS = 16
-_REDIRECTED, _PASSED, _FAULT, _RELAYED, _ARMED = 0, 1, 2, 8, 9
-_ENDED = 10  # the rest of user space's line is the worker's own: the program never looks there
-_TOTALS_WORDS = 16
 
 BROKEN = 1  # a bit of `Splicer.broken`: bytes of the stream are missing or out of reach
 URGENT = 2  # another one: urgent data came
+
+_FIRST_EPOCH = 1 << 32
+_MOST_EPOCHS = (1 << 32) - 1
 
 
 class HalfSpliced(OSError):
@@ -94,41 +104,32 @@ _TOTALS = fields(Totals)
 MAPS = ("socks", "index_of", "events", "directions", "totals")
 
 
-class _Inherited:
-    """In place of a `BpfObject`: maps that another process has made. The program goes with them."""
+class _Single:
+    """A socket that is in the map by itself."""
 
-    def __init__(self, fds: dict[str, int]) -> None:
-        self._fds = fds
+    __slots__ = ("cookie", "fd", "sink", "source")
 
-    def map_fd(self, name: str) -> int:
-        """The descriptor of a map."""
-        return self._fds[name]
-
-    def close(self) -> None:
-        """Close all descriptors. Idempotent."""
-        while self._fds:
-            os.close(self._fds.popitem()[1])
+    def __init__(self, fd: int, cookie: int) -> None:
+        self.fd = fd
+        self.cookie = cookie
+        self.sink = -1  # the index that its direction is aimed at
+        self.source = -1  # the index whose direction is aimed at it
 
 
-class Splicer:
+class Splicer(VerdictMaps):
     """One worker's kernel state: a SOCKMAP, the accounts of its directions, the event ring.
 
     Made by `load_splicers`; a worker calls `start` first. An index names a direction by the socket
     that its bytes arrive on: the client of a pair is at the even index i, the backend at i ^ 1.
     """
 
-    def __init__(self, bpf: libbpf.BpfObject | _Inherited, pairs: int, cpus: int) -> None:
-        self.pairs = pairs
-        self._bpf = bpf
-        self._socks_fd = bpf.map_fd("socks")
-        self._index_fd = bpf.map_fd("index_of")
-        self.event_fd = bpf.map_fd("events")
-        self._totals_map = mmap.mmap(bpf.map_fd("totals"), _pages(cpus * _TOTALS_WORDS * 8))
-        self._totals = memoryview(self._totals_map).cast("Q")[: cpus * _TOTALS_WORDS]
-        self._ring: libbpf.Ring | None = None
-        self._directions: mmap.mmap | None = None
-        self._free: list[int] = []
+    def __init__(self, bpf: Object, pairs: int, cpus: int) -> None:
+        super().__init__(bpf, pairs, cpus)
+        self._free: list[int] = []  # the even indices of slots that are free both
+        self._halves: tuple[set[int], set[int]] = (set(), set())  # free, beside one in use
         self._cookies: dict[int, tuple[int, int]] = {}
+        self._singles: dict[int, _Single] = {}
+        self._epoch = 0
 
     def start(self, kept: Collection[int] = ()) -> None:
         """Map the accounts and the ring. In the worker; needs the descriptors, no capability.
@@ -137,13 +138,12 @@ class Splicer:
         so its slots are empty; a direction is zeroed when its index is used again. All that does
         not hold for the pairs in `kept`, by their clients' indices: each of them is to be adopted.
         """
-        self._directions = mmap.mmap(
-            self._bpf.map_fd("directions"), _pages(2 * self.pairs * _DIRECTION_WORDS * 8)
-        )
-        self._words = memoryview(self._directions).cast("Q")
-        self._blank = memoryview(bytes(2 * _DIRECTION_WORDS * 8)).cast("Q")
-        self._ring = libbpf.Ring(self.event_fd)
-        self._ring.consume()
+        self._map()
+        self._still = memoryview(bytes(DIRECTION_WORDS * 8)).cast("Q")
+        blank = bytearray(2 * DIRECTION_WORDS * 8)
+        words = memoryview(blank).cast("Q")
+        words[LIMIT] = words[DIRECTION_WORDS + LIMIT] = NO_LIMIT
+        self._blank = memoryview(bytes(blank)).cast("Q")
         taken = frozenset(kept)
         self._left: dict[int, int] = {}  # index by cookie, of what the worker before has left
         for cookie, index in libbpf.entries(self._index_fd).items():
@@ -152,9 +152,10 @@ class Splicer:
             else:
                 libbpf.delete(self._index_fd, cookie)
         self._cookies.clear()
+        self._singles.clear()
+        self._halves = (set(), set())
         every = range(2 * self.pairs - 2, -2, -2)
         self._free = [index for index in every if index not in taken] if taken else list(every)
-        self._prepare_calls()
 
     def adopt(self, index: int, client_fd: int, backend_fd: int) -> None:
         """Take over a pair that was spliced by the worker before. Raises OSError: it is not one.
@@ -163,55 +164,10 @@ class Splicer:
         """
         cookies = self._cookie_of(client_fd), self._cookie_of(backend_fd)
         if [self._left.get(cookie) for cookie in cookies] != [index, index + 1]:
-            raise _failed(errno.ESTALE)  # its index stays out of use
+            raise failed(errno.ESTALE)  # its index stays out of use
         self._cookies[index] = cookies
 
-    def _prepare_calls(self) -> None:
-        # The arguments of the calls below are made once: building ctypes objects for each call
-        # would cost as much as the system calls.
-        self._update, self._delete = libbpf.map_calls()
-        libc = ctypes.PyDLL(None, use_errno=True)
-        self._getsockopt = libc.getsockopt
-        self._getsockopt.argtypes = [ctypes.c_int] * 3 + [ctypes.c_void_p] * 2
-        self._setsockopt = libc.setsockopt
-        self._setsockopt.argtypes = [ctypes.c_int] * 3 + [ctypes.c_void_p, ctypes.c_uint]
-        self._cookie = ctypes.c_uint64()
-        self._slot = ctypes.c_uint32()
-        self._fd = ctypes.c_uint64()
-        self._length = ctypes.c_uint()
-        self._one = ctypes.c_int(1)
-        self._cookie_at = ctypes.addressof(self._cookie)
-        self._slot_at = ctypes.addressof(self._slot)
-        self._fd_at = ctypes.addressof(self._fd)
-        self._length_at = ctypes.addressof(self._length)
-        self._one_at = ctypes.addressof(self._one)
-
-    def _cookie_of(self, fd: int) -> int:
-        self._length.value = 8
-        if self._getsockopt(fd, socket.SOL_SOCKET, SO_COOKIE, self._cookie_at, self._length_at):
-            raise _failed(ctypes.get_errno())
-        return self._cookie.value
-
-    def _publish(self, cookie: int, index: int) -> int:
-        self._cookie.value, self._slot.value = cookie, index
-        result: int = self._update(
-            self._index_fd, self._cookie_at, self._slot_at, libbpf.BPF_NOEXIST
-        )
-        return result
-
-    def _withdraw(self, cookie: int) -> None:
-        self._cookie.value = cookie
-        self._delete(self._index_fd, self._cookie_at)
-
-    def _insert(self, index: int, fd: int) -> int:
-        self._slot.value, self._fd.value = index, fd
-        result: int = self._update(self._socks_fd, self._slot_at, self._fd_at, libbpf.BPF_NOEXIST)
-        return result
-
-    def _kick(self, fd: int) -> None:
-        # tcp_set_rcvlowat() calls tcp_data_ready(), which runs the verdict over stale bytes.
-        if self._setsockopt(fd, socket.SOL_SOCKET, socket.SO_RCVLOWAT, self._one_at, 4):
-            raise _failed(ctypes.get_errno())
+    # ---- pairs: each socket is the other one's sink, for as long as both live
 
     def splice(self, client_fd: int, backend_fd: int) -> int:
         """Put a pair in the kernel; from now on it moves the bytes. Returns the client's index.
@@ -224,11 +180,11 @@ class Splicer:
         map). Raises `HalfSpliced` if the backend was refused after the client had been inserted.
         """
         if not self._free:
-            raise _failed(errno.ENOSPC)
+            raise failed(errno.ENOSPC)
         cookies = self._cookie_of(client_fd), self._cookie_of(backend_fd)
         index = self._free.pop()
-        first = index * _DIRECTION_WORDS
-        self._words[first : first + 2 * _DIRECTION_WORDS] = self._blank
+        first = index * DIRECTION_WORDS
+        self._words[first : first + 2 * DIRECTION_WORDS] = self._blank
         published, result = 0, 0
         for side, cookie in enumerate(cookies):
             result = self._publish(cookie, index + side)
@@ -240,15 +196,16 @@ class Splicer:
             for cookie in cookies[:published]:  # one that was refused is another pair's
                 self._withdraw(cookie)
             self._free.append(index)
-            raise _failed(-result)
+            raise failed(-result)
         self._cookies[index] = cookies
         result = self._insert(index + 1, backend_fd)
         if result:
             half = HalfSpliced(-result, os.strerror(-result))
             half.index = index
             raise half
-        self._words[first + _ARMED] = 1
-        self._words[first + _DIRECTION_WORDS + _ARMED] = 1
+        self._words[first + AIM] = _FIRST_EPOCH | index + 1
+        self._words[first + DIRECTION_WORDS + AIM] = _FIRST_EPOCH | index
+        self._opened(2)
         self._kick(client_fd)
         self._kick(backend_fd)
         return index
@@ -260,67 +217,128 @@ class Splicer:
         self._withdraw(backend)
         self._free.append(index & ~1)
 
-    def redirected(self, index: int) -> int:
-        """Bytes of this direction that the kernel has queued for the other side."""
-        return self._words[index * _DIRECTION_WORDS + _REDIRECTED]
+    # ---- single sockets: each direction gets a sink and a number of bytes, again and again
 
-    def passed(self, index: int) -> int:
-        """Bytes of this direction left to user space; counted before they are readable."""
-        return self._words[index * _DIRECTION_WORDS + _PASSED]
+    def enter(self, fd: int, side: int) -> int:
+        """Put one socket in the kernel: a client's (0) or a backend's (1). Returns its index.
 
-    def relayed(self, index: int) -> int:
-        """How many of `passed` user space has written to the other side."""
-        return self._words[index * _DIRECTION_WORDS + _RELAYED]
+        All that arrives is passed, and read and written as before, until `direct`. The caller has
+        read the socket until EAGAIN: `passed` counts every byte that it has not read. The
+        descriptor stays open until the socket is closed, and nobody has a duplicate of it.
 
-    def set_relayed(self, index: int, count: int) -> None:
-        """Publish `relayed`. When it equals `passed`, the kernel redirects again.
-
-        Afterwards make a system call that takes the lock of the socket at `index` (recv, TCP_INFO)
-        and read `passed` again: the verdict may have passed more just before.
+        Raises OSError and leaves the socket as it was: EOPNOTSUPP, ENOSPC, EEXIST, EBUSY, as for
+        `splice`.
         """
-        self._words[index * _DIRECTION_WORDS + _RELAYED] = count
+        cookie = self._cookie_of(fd)
+        index = self._take(side)
+        first = index * DIRECTION_WORDS
+        self._words[first : first + DIRECTION_WORDS] = self._still
+        result = self._publish(cookie, index)
+        if not result:
+            result = self._insert(index, fd)
+            if result:
+                self._withdraw(cookie)
+        if result:
+            self._give_back(index)
+            raise failed(-result)
+        self._singles[index] = _Single(fd, cookie)
+        self._kick(fd)
+        return index
 
-    def broken(self, index: int) -> int:
-        """0, or the bits `BROKEN` and `URGENT`: this direction was given up, reset both sides."""
-        return self._words[index * _DIRECTION_WORDS + _FAULT]
+    def leave(self, index: int) -> None:
+        """After `close` of a single socket: forget it; its index may be used again.
 
-    def set_ended(self, index: int) -> None:
-        """Note for another worker that the end of this direction is being passed on."""
-        self._words[index * _DIRECTION_WORDS + _ENDED] = 1
-
-    def ended(self, index: int) -> bool:
-        """Whether that was noted."""
-        return self._words[index * _DIRECTION_WORDS + _ENDED] != 0
-
-    def events(self) -> list[int]:
-        """The directions that were passed for the first time, or got a fault, since the last call.
-
-        An index may have been released and used again since its event: look, don't trust.
+        A direction that is still aimed at it is halted first. The slot is empty since the close,
+        so what arrived there was passed; and a verdict that has read the old aim is over before
+        another socket can stand in the slot.
         """
-        assert self._ring is not None
-        return self._ring.consume()
+        single = self._singles[index]
+        if single.source >= 0:
+            self.halt(single.source)
+        if single.sink >= 0:
+            self._singles[single.sink].source = -1
+        del self._singles[index]
+        self._withdraw(single.cookie)
+        self._give_back(index)
 
-    def descriptors(self) -> list[int]:
-        """The descriptors of the maps, in the order of `MAPS`: see `inherit_splicer`."""
-        return [self._bpf.map_fd(name) for name in MAPS]
+    def direct(self, index: int, sink: int, taken: int, count: int | None) -> bool:
+        """Let the kernel move the next `count` bytes of a single socket to another one; None: all.
+
+        `taken`: bytes of `passed` that the caller has read from the socket, since `enter`. Of
+        these nothing waits to be written to the sink, and every byte that was ever redirected
+        there is in its write queue.
+
+        True: the kernel has the direction. An event tells when it has passed something, because
+        the sink has no room or something else is behind the `count` bytes in the same skb; or when
+        the last of them was redirected. What follows them is passed without another event: `halt`,
+        and look. False: more than `taken` was passed before; read it, write what of it belongs to
+        the `count` bytes, then `resume` or `halt`.
+
+        Raises ValueError: the direction or the sink is in use, or it isn't a single socket.
+        """
+        single, to = self._singles.get(index), self._singles.get(sink)
+        if single is None or to is None or single is to:
+            raise ValueError("only from one single socket to another one")
+        if single.sink >= 0 or to.source >= 0:
+            raise ValueError("halt first")
+        if count is not None and count <= 0:
+            raise ValueError("nothing to move")
+        single.sink, to.source = sink, index
+        self._epoch = self._epoch % _MOST_EPOCHS + 1
+        first = index * DIRECTION_WORDS
+        # The verdict reads these without a lock of ours, and in any order. It redirects nothing
+        # until it sees the new aim; until it sees the new limit, it finds 0 or one that is behind
+        # it (`halt`); until it sees the new `relayed`, `passed` is another number.
+        self._words[first + RELAYED] = taken
+        self._words[first + LIMIT] = (
+            NO_LIMIT if count is None else self._words[first + REDIRECTED] + taken + count
+        )
+        self._words[first + AIM] = self._epoch << 32 | sink
+        self._opened(1)
+        self._await_verdict(single.fd)
+        return self._words[first + PASSED] == taken
+
+    def resume(self, index: int, taken: int) -> bool:
+        """Give a direction back to the kernel, within the same `count` bytes; see `direct`."""
+        self.set_relayed(index, taken)
+        self._await_verdict(self._singles[index].fd)
+        return self._words[index * DIRECTION_WORDS + PASSED] == taken
+
+    def halt(self, index: int) -> None:
+        """Have everything of a single socket passed, from now on. Idempotent.
+
+        After it `redirected` stands still. An event of before may still be unread.
+        """
+        single = self._singles[index]
+        first = index * DIRECTION_WORDS
+        self._words[first + AIM] = 0
+        self._words[first + LIMIT] = 0
+        self._await_verdict(single.fd)
+        if single.sink >= 0:
+            self._singles[single.sink].source = -1
+            single.sink = -1
+
+    def _take(self, side: int) -> int:
+        if self._halves[side]:
+            return self._halves[side].pop()
+        if not self._free:
+            raise failed(errno.ENOSPC)
+        even = self._free.pop()
+        self._halves[1 - side].add(even + 1 - side)
+        return even + side
+
+    def _give_back(self, index: int) -> None:
+        other = self._halves[1 - (index & 1)]
+        if index ^ 1 in other:
+            other.remove(index ^ 1)
+            self._free.append(index & ~1)
+        else:
+            self._halves[index & 1].add(index)
 
     def totals(self) -> Totals:
         """Sums since the load; in any process that holds this object."""
-        sums = [sum(self._totals[word::_TOTALS_WORDS]) for word in range(len(_TOTALS))]
+        sums = [sum(self._totals[word::TOTALS_WORDS]) for word in range(len(_TOTALS))]
         return Totals(*sums)
-
-    def close(self) -> None:
-        """Give this process's hold back. Sockets that are spliced stay so. Idempotent."""
-        if self._ring is not None:
-            self._ring.close()
-            self._ring = None
-        if self._directions is not None:
-            self._words.release()
-            self._directions.close()
-            self._directions = None
-        self._totals.release()
-        self._totals_map.close()  # it has a descriptor of its own
-        self._bpf.close()
 
 
 def totals_of(splicers: Iterable[Splicer]) -> Totals:
@@ -334,7 +352,7 @@ def inherit_splicer(fds: dict[str, int], pairs: int) -> Splicer:
 
     A map holds its program, and each socket in it does.
     """
-    return Splicer(_Inherited(fds), pairs, libbpf.possible_cpus())
+    return Splicer(Inherited(fds), pairs, libbpf.possible_cpus())
 
 
 def load_splicers(
@@ -398,13 +416,5 @@ def _load(
 
 
 def _ring_bytes(directions: int) -> int:
-    """A power of two, in pages: two records of 16 bytes for each direction, overflow and fault."""
+    """A power of two, in pages: two records of 16 bytes for each direction; see `maps`."""
     return max(mmap.PAGESIZE, 1 << (32 * directions - 1).bit_length())
-
-
-def _pages(size: int) -> int:
-    return -(-size // mmap.PAGESIZE) * mmap.PAGESIZE
-
-
-def _failed(code: int) -> OSError:
-    return OSError(code, os.strerror(code))

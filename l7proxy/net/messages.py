@@ -285,7 +285,7 @@ class Listening:
 
 @dataclass(frozen=True, slots=True)
 class Maps:
-    """The descriptors of the maps of the next slot come along (`datapath.sockmap.MAPS`)."""
+    """The descriptors of the maps of the next slot come along (`datapath.maps.MAPS`)."""
 
 
 @dataclass(frozen=True, slots=True)

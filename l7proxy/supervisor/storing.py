@@ -21,7 +21,8 @@ import socket
 import struct
 from collections.abc import Iterable
 
-from l7proxy.datapath.sockmap import MAPS, SO_COOKIE, Splicer, inherit_splicer
+from l7proxy.datapath.maps import MAPS, SO_COOKIE
+from l7proxy.datapath.sockmap import Splicer, inherit_splicer
 from l7proxy.net import channel
 from l7proxy.net.activation import Activation
 from l7proxy.net.channel import ChannelBroken

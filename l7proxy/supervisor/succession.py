@@ -26,7 +26,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from importlib import resources
 
-from l7proxy.datapath.sockmap import MAPS, Splicer, inherit_splicer
+from l7proxy.datapath.maps import MAPS
+from l7proxy.datapath.sockmap import Splicer, inherit_splicer
 from l7proxy.errors import StartupError
 from l7proxy.net import channel
 from l7proxy.net.activation import Activation

@@ -8,6 +8,7 @@ import time
 
 import pytest
 
+from l7proxy.datapath.maps import AIM
 from l7proxy.datapath.sockmap import Splicer
 
 from .pairs import BACKEND, CLIENT, pumping, read_exactly, silent, wait_for
@@ -107,12 +108,13 @@ def test_the_gate_shut_and_opened_at_random_keeps_every_byte_in_its_place(splice
     got, at = bytearray(), 0
     one.client.setblocking(False)
     one.backend.setblocking(False)
-    armed = splicer._words[one.index * 16 : one.index * 16 + 16]
+    words = splicer._words[one.index * 16 : one.index * 16 + 16]
+    aim = words[AIM]
     deadline = time.monotonic() + 20
     while len(got) < len(data):
         assert time.monotonic() < deadline, f"{len(got)} of {len(data)}, {one.counts(CLIENT)}"
         if rng.random() < 0.3:
-            armed[9] = rng.random() < 0.6
+            words[AIM] = aim if rng.random() < 0.6 else 0
         try:
             at += one.client.send(data[at : at + rng.randint(1, 20_000)])
         except BlockingIOError:
@@ -122,7 +124,7 @@ def test_the_gate_shut_and_opened_at_random_keeps_every_byte_in_its_place(splice
             got += one.backend.recv(rng.randint(1, 40_000))
         except BlockingIOError:
             pass
-    armed.release()
+    words.release()
     assert got == data
     redirected, passed, relayed = one.counts(CLIENT)
     assert redirected + passed == len(data)
