@@ -68,7 +68,7 @@ class Journal:
             except TimeoutError:
                 continue
 
-    def until(self, line: str, times: int = 1, seconds: float = 20.0) -> None:
+    def until(self, line: str, times: int = 1, seconds: float = 60.0) -> None:
         """Wait until a line that begins so was told that many times."""
         end = time.monotonic() + seconds
         while sum(one.startswith(line) for one in self._lines) < times:

@@ -7,7 +7,7 @@ import threading
 import time
 from collections.abc import Callable
 
-SECONDS = 15.0
+SECONDS = 60.0
 
 
 class Answering:

@@ -18,22 +18,28 @@ listeners:
     proxyProtocol: accept
     trustedProxies: [127.0.0.1]
     deny: [203.0.113.66]
-    timeouts: {{head: 1s}}
   require:
     address: 127.0.0.1:0
     proxyProtocol: require
     trustedProxies: [127.0.0.1, 10.0.0.0/8]
     forwarded: {{xForwardedPort: append, xRealIp: append, forwarded: append}}
-    timeouts: {{head: 1s}}
+  require-soon:
+    {{address: 127.0.0.1:0, proxyProtocol: require, trustedProxies: [127.0.0.1],
+     timeouts: {{head: 500ms}}}}
   strange: {{address: 127.0.0.1:0, proxyProtocol: require, trustedProxies: [192.0.2.1]}}
   strange-accept: {{address: 127.0.0.1:0, proxyProtocol: accept, trustedProxies: [192.0.2.1]}}
   raw-accept:
+    {{address: 127.0.0.1:0, protocol: TCP, proxyProtocol: accept, trustedProxies: [127.0.0.1]}}
+  raw-accept-soon:
     {{address: 127.0.0.1:0, protocol: TCP, proxyProtocol: accept, trustedProxies: [127.0.0.1],
      timeouts: {{head: 500ms}}}}
   raw-require:
+    {{address: 127.0.0.1:0, protocol: TCP, proxyProtocol: require, trustedProxies: [127.0.0.1]}}
+  raw-require-soon:
     {{address: 127.0.0.1:0, protocol: TCP, proxyProtocol: require, trustedProxies: [127.0.0.1],
      timeouts: {{head: 500ms}}}}
-  tls: {{address: 127.0.0.1:0, protocol: TLS, timeouts: {{head: 1s}}}}
+  tls: {{address: 127.0.0.1:0, protocol: TLS}}
+  tls-soon: {{address: 127.0.0.1:0, protocol: TLS, timeouts: {{head: 500ms}}}}
   tls-proxied:
     {{address: 127.0.0.1:0, protocol: TLS, proxyProtocol: require, trustedProxies: [127.0.0.1]}}
   behind: {{address: 127.0.0.1:0, trustedProxies: [127.0.0.1], allow: [203.0.113.0/24]}}
@@ -114,17 +120,17 @@ routes:
     matches: [{{path: /v2}}]
     backendRefs: [{{name: tell-v2}}]
   - name: rest
-    listeners: [web, accept, require, strange, strange-accept, behind, few, shut]
+    listeners: [web, accept, require, require-soon, strange, strange-accept, behind, few, shut]
     backendRefs: [{{name: app}}]
   - name: raw
-    listeners: [raw-accept, raw-require, few-behind]
+    listeners: [raw-accept, raw-accept-soon, raw-require, raw-require-soon, few-behind]
     backendRefs: [{{name: app}}]
   - name: raw-shut
     listeners: [raw-shut]
     deny: [127.0.0.0/8]
     backendRefs: [{{name: app}}]
   - name: tls-app
-    listeners: [tls, tls-proxied]
+    listeners: [tls, tls-soon, tls-proxied]
     hostnames: [app.test]
     backendRefs: [{{name: app}}]
   - name: tls-h2

@@ -9,6 +9,7 @@ fails the test. `BackendProcess` is a backend with a process of its own, which c
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import hashlib
 import queue
@@ -21,6 +22,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 PATIENCE = 30.0  # seconds that anything may take: machines stand still now and then
@@ -339,11 +341,36 @@ class Backend:
         self._thread.join(PATIENCE)
 
 
+_refusing: list[socket.socket] = []  # while this process lives
+
+
+@atexit.register
+def _give_back() -> None:
+    for sock in _refusing:
+        sock.close()
+
+
 def refusing_port() -> int:
-    """A port that nobody listens on."""
-    with socket.create_server(("127.0.0.1", 0)) as probe:
-        port: int = probe.getsockname()[1]
-        return port
+    """A port of 127.0.0.1 that nobody listens on, nor can: it is bound already."""
+    sock = socket.socket()
+    sock.bind(("127.0.0.1", 0))
+    _refusing.append(sock)
+    port: int = sock.getsockname()[1]
+    return port
+
+
+def free_port() -> int:
+    """A port that somebody can listen on in a moment, on any address.
+
+    The kernel gives it to nobody: it is below those for clients and for who asks for any port.
+    """
+    low = int(Path("/proc/sys/net/ipv4/ip_local_port_range").read_text().split()[0])
+    while True:
+        port = random.SystemRandom().randrange(min(20_000, low - 1_000), low)
+        with socket.socket() as probe, contextlib.suppress(OSError):
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            probe.bind(("", port))
+            return port
 
 
 class Blackhole:

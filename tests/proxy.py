@@ -223,10 +223,14 @@ class Proxy:
         return status, json.loads(answer) if is_json else answer.decode() or None
 
     def connections(self, query: str = "") -> list[dict[str, Any]]:
-        """`GET /connections`: the rows."""
-        status, found = self.ask("GET", f"/connections?{query}")
-        assert status == 200, found
-        rows: list[dict[str, Any]] = found["connections"]
+        """`GET /connections`: the rows, once each worker has told its own."""
+
+        def all_told() -> tuple[list[dict[str, Any]]] | None:
+            status, found = self.ask("GET", f"/connections?{query}")
+            assert status == 200, found
+            return None if found["silent_workers"] else (found["connections"],)
+
+        rows: list[dict[str, Any]] = until(all_told, "each worker tells its connections")[0]
         return rows
 
     def write(self, policy: str) -> None:
@@ -304,12 +308,17 @@ def children(pid: int) -> list[int]:
     return [int(one) for one in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
 
 
+def state_of(pid: int) -> str:
+    """Of a process, as the kernel calls it: "R" runs, "T" is stopped, "Z" is dead, "" is gone."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+    except (FileNotFoundError, ProcessLookupError):
+        return ""
+
+
 def alive(pid: int) -> bool:
     """Whether there is such a process, and it is not dead already."""
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] not in "ZX"
-    except FileNotFoundError:
-        return False
+    return state_of(pid) not in ("", "Z", "X")
 
 
 def descriptors(pid: int) -> int:

@@ -15,6 +15,7 @@ from pathlib import Path
 
 from l7proxy import cli
 from l7proxy.prober import names
+from l7proxy.supervisor import launch, reload
 
 
 def main(file: str, arguments: list[str]) -> int:
@@ -26,6 +27,8 @@ def main(file: str, arguments: list[str]) -> int:
         return found
 
     names.resolve = resolve
+    # this name server always knows: on a machine that stands still it is waited for longer
+    launch.NAMES_SECONDS = reload.NAMES_SECONDS = 30.0
     return cli.main(arguments)
 
 

@@ -20,7 +20,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from select import select
 
-PATIENCE = 30.0  # seconds
+PATIENCE = 60.0  # seconds
 TERM = "vt52"
 
 

@@ -26,6 +26,7 @@ from l7proxy.model import AccessLogRules
 from l7proxy.telemetry import accessformat, sink, writer
 from l7proxy.telemetry.syslog import Syslog
 
+_ROUND = 0.005  # seconds between two looks whether the last lines are written
 BACKLOG = 256 * 1024  # bytes of lines that a worker keeps for a slow reader
 _CUT = "\\u2026"
 
@@ -251,10 +252,11 @@ class AccessLog:
         """Write the rest, with a little patience for the reader, and close."""
         if self._out is None:
             return
-        deadline = time.monotonic() + seconds
         self.flush()
-        while (self._size or not self._finished()) and time.monotonic() < deadline:
-            time.sleep(0.005)
+        for _ in range(round(seconds / _ROUND)):  # no deadline: a process may be stopped meanwhile
+            if not self._size and self._finished():
+                break
+            time.sleep(_ROUND)
             self.flush()
         self._failed += sum(chunk.count(b"\n") for chunk in self._chunks)
         self._out.close()

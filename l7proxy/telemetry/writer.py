@@ -24,6 +24,7 @@ from l7proxy.telemetry.sink import Sink
 LIMIT = 256 * 1024  # bytes that wait for the disk
 _GATHER = 0.01  # seconds
 _RETRY = 0.05  # seconds, for a full disk and for another worker's turn
+_ROUNDS = 4  # of `_RETRY`, at the end: a process that was stopped still has the others
 _PIECE = 64 * 1024  # bytes of one write
 
 
@@ -69,7 +70,8 @@ class FileWriter:
         self._ends = True
         self._wake.set()
         if self._thread is not None:
-            self._thread.join(0.2)
+            for _ in range(_ROUNDS):
+                self._thread.join(_RETRY)
             if self._thread.is_alive():
                 waiting = sum(chunk.count(b"\n") for chunk in list(self._chunks))
                 self.lost += self._in_hand + waiting

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import activating
 import pytest
-from peers import PATIENCE, Peer, connect, refusing_port
+from peers import PATIENCE, Peer, connect, free_port
 from proxy import Proxy, until
 
 pytestmark = [pytest.mark.kernel, pytest.mark.net]
@@ -117,7 +117,7 @@ def server() -> Iterator[socket.socket]:
 
 
 def test_connections_live_through_a_restart(store: Store, server: socket.socket) -> None:
-    policy = POLICY.format(raw=refusing_port(), app=server.getsockname()[1])
+    policy = POLICY.format(raw=free_port(), app=server.getsockname()[1])
     with life(store, policy) as first:
         pairs = [pair(first, server) for _ in range(5)]
         until(lambda: first.stats()["kept"]["pairs"] == 5, "they are kept")
@@ -148,7 +148,7 @@ def test_connections_live_through_a_restart(store: Store, server: socket.socket)
 
 
 def test_what_is_not_understood_is_reset(store: Store, server: socket.socket) -> None:
-    policy = POLICY.format(raw=refusing_port(), app=server.getsockname()[1])
+    policy = POLICY.format(raw=free_port(), app=server.getsockname()[1])
     with life(store, policy) as first:
         client, backend = pair(first, server)
         until(lambda: first.stats()["kept"]["pairs"] == 1, "it is kept")

@@ -18,14 +18,16 @@ listeners:
   web: {{address: 127.0.0.1:0}}
   raw: {{address: "127.0.0.1:0", protocol: TCP}}
   six: {{address: "[::1]:0"}}
-  hasty:
-    address: 127.0.0.1:0
-    timeouts: {{head: 500ms, dial: 300ms, idle: 1s, overflow: 1s}}
-    limits: {{headBytes: 2048, headers: 10, connections: 4}}
+  narrow: {{address: 127.0.0.1:0, limits: {{headBytes: 2048, headers: 10}}}}
+  hasty: {{address: 127.0.0.1:0, timeouts: {{head: 500ms}}}}
+  dialling: {{address: 127.0.0.1:0, timeouts: {{dial: 300ms}}}}
+  patient: {{address: 127.0.0.1:0, timeouts: {{dial: 60s}}}}
+  # more than a machine that stands still takes away from who does something now and then
+  restless: {{address: 127.0.0.1:0, timeouts: {{idle: 4s, overflow: 4s}}}}
   lonely: {{address: 127.0.0.1:0, protocol: TCP}}
 routes:
   - name: app
-    listeners: [web, hasty, six]
+    listeners: [web, narrow, hasty, restless, six]
     splice: connection
     hostnames: [app.test]
     backendRefs: [{{name: app}}]
@@ -46,12 +48,12 @@ routes:
     hostnames: [lame.test]
     backendRefs: [{{name: lame}}]
   - name: blackhole
-    listeners: [hasty]
+    listeners: [dialling, patient]
     splice: connection
     hostnames: [blackhole.test]
     backendRefs: [{{name: blackhole}}]
   - name: slow-start
-    listeners: [hasty]
+    listeners: [dialling]
     splice: connection
     hostnames: [slow-start.test]
     backendRefs: [{{name: slow-start}}]

@@ -16,7 +16,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from peers import Backend, Peer, connect
+from peers import PATIENCE, Backend, Peer, connect
 from proxy import DATAPATHS, Proxy, links, until
 
 pytestmark = pytest.mark.net
@@ -159,7 +159,7 @@ def test_logrotate(own_backend: Backend) -> None:
         )
         ask(proxy)
         lines(path)
-        subprocess.run([str(LOGROTATE), "-f", "-s", state, config], check=True, timeout=30)
+        subprocess.run([str(LOGROTATE), "-f", "-s", state, config], check=True, timeout=120)
         until(lambda: "access log opened again" in proxy.log(), "it says so")
         until(lambda: all(str(path) in links(pid) for pid in proxy.workers), "the worker has it")
         port = ask(proxy)
@@ -179,7 +179,7 @@ def test_syslog(own_backend: Backend, folder: Path) -> None:
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as daemon:
         daemon.bind(str(folder / "log"))
         os.chmod(folder / "log", 0o666)
-        daemon.settimeout(10)
+        daemon.settimeout(PATIENCE)
         where = [f"--access-log=syslog:{folder / 'log'}?facility=local3"]
         text = policy(own_backend, "{format: '%[client_port] %[reason]'}")
         with Proxy(text, "copy", options=where) as proxy:
@@ -207,11 +207,11 @@ def test_what_nobody_reads_is_counted_and_stops_nobody(own_backend: Backend, fol
                 with connect(proxy.address("web")) as client:
                     client.send(REQUEST).rest()
             asked += 200
-        dropped = proxy.stats()["access_log_dropped"]
-        got = b""
+        got, dropped = b"", 0
 
         def read() -> bool:
-            nonlocal got
+            nonlocal got, dropped
+            dropped = proxy.stats()["access_log_dropped"]
             with contextlib.suppress(BlockingIOError):
                 while data := os.read(reader, 1 << 16):
                     got += data

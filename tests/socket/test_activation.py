@@ -149,7 +149,7 @@ def test_a_life_with_a_service_manager(tmp_path: Path, journal: Journal) -> None
     """A client that is there before us is served; the manager hears of all; the socket stays."""
     with listening() as backend, listening() as web:
         policy = POLICY.format(web=address(web), app=address(backend))
-        early = socket.create_connection(web.getsockname(), 20)
+        early = socket.create_connection(web.getsockname(), 60)
         early.sendall(b"early")
         proxy = Proxy(
             policy,
@@ -230,7 +230,7 @@ def test_a_socket_that_a_reload_leaves_goes_on_to_listen_and_can_come_back(tmp_p
                 time.sleep(0.2)
                 assert not waiting.done()
                 proxy.reload(policy)
-                assert waiting.result(10) == "here"
+                assert waiting.result(60) == "here"
             proxy.stop()
 
 

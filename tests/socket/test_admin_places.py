@@ -133,7 +133,7 @@ def verb(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str
         [sys.executable, "-m", "l7proxy", *arguments],
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=120,
         env=os.environ | environment,
         check=False,
     )

@@ -105,7 +105,7 @@ class Pod:
         found = re.search(r"admin address=0\.0\.0\.0:(\d+)", self.log())
         if found is None:
             return 0
-        asked = http.client.HTTPConnection("127.0.0.1", int(found[1]), timeout=10)
+        asked = http.client.HTTPConnection("127.0.0.1", int(found[1]), timeout=60)
         with closing(asked):
             asked.request("GET", path, headers={"Host": "10.1.2.3:9901"})
             return asked.getresponse().status
@@ -133,7 +133,7 @@ def test_the_sidecar_follows_its_config_map(tmp_path: Path) -> None:
             assert ask(inbound) == "green"
             assert pod.probe("livenessProbe")
             pod.process.send_signal(signal.SIGTERM)
-            assert pod.process.wait(20) == 0
+            assert pod.process.wait(60) == 0
 
 
 def test_the_daemon_set_leaves_in_order(tmp_path: Path) -> None:
@@ -153,4 +153,4 @@ def test_the_daemon_set_leaves_in_order(tmp_path: Path) -> None:
         assert pod.probe("livenessProbe")
         assert ask(f"{tmp_path}/web") == "here", "until everyone has heard of it"
         pod.process.send_signal(signal.SIGTERM)
-        assert pod.process.wait(20) == 0
+        assert pod.process.wait(60) == 0

@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from peers import free_port
 
 from l7proxy.demo import traffic
 from l7proxy.demo.backends import Backends
@@ -28,8 +29,7 @@ _BODY = 90_000
 
 
 def free() -> Address:
-    with socket.create_server(("127.0.0.1", 0)) as probe:
-        return Address("127.0.0.1", probe.getsockname()[1])
+    return Address("127.0.0.1", free_port())
 
 
 @pytest.fixture
@@ -126,7 +126,7 @@ def test_a_short_answer_is_noticed(http: Address, tmp_path: Path) -> None:
 def test_the_demo_itself() -> None:
     command = [sys.executable, "-m", "l7proxy.demo", "--download", "16", "--upload", "4"]
     done = subprocess.run(
-        command, cwd=ROOT, capture_output=True, text=True, timeout=60, env=os.environ
+        command, cwd=ROOT, capture_output=True, text=True, timeout=240, env=os.environ
     )
     assert done.returncode == 0, done.stdout + done.stderr
     assert "Every check held" in done.stdout

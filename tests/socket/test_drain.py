@@ -16,7 +16,7 @@ from pathlib import Path
 
 import pytest
 from peers import Backend, Peer, connect
-from proxy import DATAPATHS, Proxy, until
+from proxy import DATAPATHS, PATIENCE, Proxy, until
 from servers import Server
 
 from l7proxy.supervisor import workers as supervisor
@@ -52,13 +52,13 @@ def own_backend() -> Iterator[Backend]:
 
 def opened(proxy: Proxy, listener: str = "raw") -> socket.socket:
     """A connection that goes on until somebody ends it."""
-    sock = socket.create_connection(proxy.address(listener), 10)
+    sock = socket.create_connection(proxy.address(listener), PATIENCE)
     assert sock.recv(100) == b"stream"
     return sock
 
 
 def ask(proxy: Proxy) -> bytes:
-    connection = http.client.HTTPConnection(*proxy.address("web"), timeout=10)
+    connection = http.client.HTTPConnection(*proxy.address("web"), timeout=PATIENCE)
     with closing(connection):
         connection.request("GET", "/")
         return connection.getresponse().read()
@@ -66,7 +66,7 @@ def ask(proxy: Proxy) -> bytes:
 
 def refused(address: tuple[str, int]) -> bool:
     try:
-        socket.create_connection(address, 5).close()
+        socket.create_connection(address, PATIENCE).close()
     except (ConnectionRefusedError, ConnectionResetError):
         return True
     return False
@@ -74,26 +74,26 @@ def refused(address: tuple[str, int]) -> bool:
 
 def test_readiness_goes_first_and_listeners_a_while_later(policy: str) -> None:
     """Kubernetes tells the pod that it is deleted and the load balancers at the same moment."""
-    with Proxy(policy, "copy", options=["--drain-delay=1.5"]) as proxy:
+    with Proxy(policy, "copy", options=["--drain-delay=5"]) as proxy:
         assert proxy.stats()["drain"] == {"phase": "serving"}
         begun = time.monotonic()
         proxy.signal(signal.SIGTERM)
         until(lambda: proxy.stats()["draining"], "it is not ready any more")
         drain = proxy.stats()["drain"]
         assert drain["phase"] == "leaving"
-        assert 0 < drain["seconds_left"] <= 1.5
+        assert 0 < drain["seconds_left"] <= 5
         assert ask(proxy) == b"app", "who has not heard of it is served"
         assert proxy.wait() == 0
-        assert time.monotonic() - begun >= 1.5
+        assert time.monotonic() - begun >= 5
         assert refused(proxy.address("web"))
         said = re.findall(r" info +(.*)", proxy.log())
-        first = said.index("not ready any more connections=0 seconds=1.5")
+        first = said.index("not ready any more connections=0 seconds=5")
         assert said[first + 1].startswith("draining connections=0 workers=1 seconds=30")
         assert said[-1] == "stopped connections_reset=0"
 
 
 def test_who_is_left_is_told_of_and_counted(policy: str) -> None:
-    with Proxy(policy, "splice2", workers=2, drain_seconds=3.0) as proxy:
+    with Proxy(policy, "splice2", workers=2, drain_seconds=6.0) as proxy:
         ends, stays = opened(proxy), [opened(proxy) for _ in range(3)]
         proxy.signal(signal.SIGTERM)
         until(lambda: proxy.stats()["drain"]["phase"] == "draining", "it drains")
@@ -105,7 +105,7 @@ def test_who_is_left_is_told_of_and_counted(policy: str) -> None:
         for one in stays:
             with closing(one), pytest.raises(ConnectionResetError):
                 one.recv(1)
-        assert "draining connections=4 on=raw:4 workers=2 seconds=3" in proxy.log()
+        assert "draining connections=4 on=raw:4 workers=2 seconds=6" in proxy.log()
         assert "resetting connections connections=3 on=raw:3 why=deadline" in proxy.log()
         assert "stopped connections_reset=3" in proxy.log()
         reasons = [record["reason"] for record in proxy.records()]
@@ -185,7 +185,7 @@ def test_exit_codes_are_told_where_people_look() -> None:
         capture_output=True,
         text=True,
         check=True,
-        timeout=30,
+        timeout=120,
     ).stdout
     readme = (Path(__file__).parents[2] / "README.md").read_text()
     for code in codes | {2}:  # argparse's own
@@ -193,7 +193,7 @@ def test_exit_codes_are_told_where_people_look() -> None:
         assert f"\n| {code} | " in readme
     assert (
         subprocess.run(
-            [sys.executable, "-m", "l7proxy", "run"], capture_output=True, check=False, timeout=30
+            [sys.executable, "-m", "l7proxy", "run"], capture_output=True, check=False, timeout=120
         ).returncode
         == 2
     )

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import contextlib
 import os
+import select
 import signal
 import threading
 import time
 from collections.abc import Callable, Iterator
 
 import pytest
-from peers import Backend, Peer, connect
-from proxy import DATAPATHS, Proxy
+from peers import PATIENCE, Backend, Peer, connect
+from proxy import DATAPATHS, Proxy, state_of, until
 
 pytestmark = pytest.mark.net
 
@@ -68,6 +69,7 @@ def stopped(pid: int) -> Iterator[None]:
     """What happens meanwhile, a worker finds all at once."""
     os.kill(pid, signal.SIGSTOP)
     try:
+        until(lambda: state_of(pid) == "T", "it is stopped")
         yield
     finally:
         os.kill(pid, signal.SIGCONT)
@@ -80,14 +82,14 @@ def refuse(stingy: Backend, answer: bytes) -> Callable[[], None]:
     def script(peer: Peer) -> None:
         peer.sock.recv(64)
         stingy.tell("begun")
-        assert go_on.wait(10)
+        assert go_on.wait(PATIENCE)
         peer.send(answer)
         peer.reset()
         gone.set()
 
     def now() -> None:
         go_on.set()
-        assert gone.wait(10)
+        assert gone.wait(PATIENCE)
 
     stingy.play(script)
     return now
@@ -112,6 +114,11 @@ def upload(client: Peer, data: bytes) -> threading.Thread:
     return thread
 
 
+def is_stuck(uploading: threading.Thread, client: Peer) -> bool:
+    """Whether all of an upload is under way, or there is no room for more."""
+    return not uploading.is_alive() or not select.select([], [client.sock], [], 0)[1]
+
+
 @pytest.mark.parametrize(
     ("answer", "got"),
     [
@@ -130,12 +137,12 @@ def test_while_the_request_is_written(
     with connect(proxy.address("web")) as client:
         with stopped(worker):  # so that it finds more than goes on at once
             uploading = upload(client, post(LARGE) + bytes(LARGE))
-            time.sleep(0.1)
+            until(lambda: is_stuck(uploading, client), "nothing has room")
         assert stingy.heard() == "begun"
         time.sleep(0.1)  # until nothing has room
         now()
         seen = client.rest()
-        uploading.join(10)
+        uploading.join(PATIENCE)
         port = client.port
     assert seen.startswith(got)
     record = proxy.record(port)
@@ -153,13 +160,13 @@ def test_while_a_cookie_is_to_be_added(proxy: Proxy, stingy: Backend, sent: int)
     with connect(proxy.address("web")) as client:
         with stopped(worker):
             uploading = upload(client, post(LARGE, b"/sticky") + bytes(sent))
-            time.sleep(0.1)
+            until(lambda: is_stuck(uploading, client), "nothing has room")
         assert stingy.heard() == "begun"
         time.sleep(0.1)
         with stopped(worker):
             now()
         head, _, body = client.rest().partition(b"\r\n\r\n")
-        uploading.join(10)
+        uploading.join(PATIENCE)
         port = client.port
     assert head.startswith(b"HTTP/1.1 413 ")
     assert b"\r\nSet-Cookie: at=" in head
@@ -175,7 +182,7 @@ def test_after_the_pair_is_open(stingy: Backend, proxy: Proxy) -> None:
     with connect(proxy.address("web")) as client:
         client.send(post(100) + b"begin")
         assert stingy.heard() == "begun"
-        time.sleep(0.1)
+        until(lambda: proxy.stats()["pairs"]["active"], "the pair is open")
         with stopped(worker):
             now()
         assert client.rest() == ANSWER
@@ -192,4 +199,4 @@ def test_a_bare_stream_is_reset(proxy: Proxy, stingy: Backend) -> None:
         assert stingy.heard() == "begun"
         now()
         assert client.ending() == "reset"
-        uploading.join(10)
+        uploading.join(PATIENCE)

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import signal
+import threading
 import time
 from collections.abc import Iterator
 
 import pytest
-from peers import Backend, Peer, connect
+from peers import PATIENCE, Backend, Peer, connect
 from proxy import DATAPATHS, Proxy, until
 
 pytestmark = pytest.mark.net
@@ -35,7 +36,7 @@ def own_backend() -> Iterator[Backend]:
 
 def ordinary(peer: Peer) -> None:
     """A server: an answer for each request; it closes when its client has ended."""
-    while not peer.silent(10) and peer.sock.recv(65536):
+    while not peer.silent(PATIENCE) and peer.sock.recv(65536):
         peer.send(ANSWER)
 
 
@@ -73,7 +74,7 @@ def test_who_waits_for_nothing_is_told_the_end(own_backend: Backend, datapath: s
             ordinary(peer)
 
     own_backend.play(serve)
-    with proxy_for(own_backend, datapath, 20.0) as proxy:
+    with proxy_for(own_backend, datapath, 300.0) as proxy:
         address = proxy.address("web")
         with (
             connect(address) as idle,
@@ -92,7 +93,7 @@ def test_who_waits_for_nothing_is_told_the_end(own_backend: Backend, datapath: s
             assert idle.ending() == "end"
             assert slow.read(len(ANSWER)) == ANSWER
             assert slow.ending() == "end"
-            assert time.monotonic() - begun < 10
+            assert time.monotonic() - begun < 60, "not at the deadline of the drain"
             assert chat.silent(0.3), "it speaks something else"
             chat.half_close()
             assert chat.ending() == "end"
@@ -113,7 +114,7 @@ def test_what_was_not_read_yet_is_not_lost(own_backend: Backend, datapath: str) 
         ordinary(peer)
 
     own_backend.play(serve)
-    with proxy_for(own_backend, datapath, 20.0) as proxy:
+    with proxy_for(own_backend, datapath, 300.0) as proxy:
         with connect(proxy.address("web"), receive_buffer=16 * 1024) as client:
             client.send(REQUEST).head()
             drain(proxy)
@@ -132,10 +133,11 @@ def test_a_backend_that_does_not_take_the_hint(own_backend: Backend, datapath: s
             peer.send(ANSWER)
         peer.rest()  # the hint
         own_backend.tell("told")
-        time.sleep(3)
+        assert over.wait(PATIENCE)
 
+    over = threading.Event()
     own_backend.play(serve)
-    with proxy_for(own_backend, datapath, 1.8) as proxy:
+    with proxy_for(own_backend, datapath, 6.0) as proxy:
         address = proxy.address("web")
         with connect(address) as late, connect(address) as waiting:
             for client in (late, waiting):
@@ -146,5 +148,6 @@ def test_a_backend_that_does_not_take_the_hint(own_backend: Backend, datapath: s
             assert late.send(REQUEST).ending() == "reset"
             assert waiting.ending() == "reset"
         assert proxy.wait() == 3
+        over.set()
         reasons = [record["reason"] for record in proxy.records()]
         assert sorted(reasons) == ["backend_reset", "drain_deadline"]

@@ -45,7 +45,7 @@ def test_a_short_answer_that_ends_the_connection_is_never_spliced(
     with connect(proxy.address("web")) as client:
         client.send(CLOSE)
         assert client.read(len(HEAD) + 4) == HEAD + b"some"
-        assert open_as(proxy, "first")
+        until(lambda: open_as(proxy, "first"), "the pair is open")
         go_on.set()
         assert client.rest() == b" more"
         port = client.port
@@ -80,7 +80,7 @@ def test_a_long_answer_is_relayed_until_it_is_calm_though_it_ends_the_connection
     with connect(proxy.address("web")) as client:
         client.send(CLOSE)
         assert client.read(len(begun)) == begun
-        assert open_as(proxy, "first")
+        until(lambda: open_as(proxy, "first"), "the pair is open")
         for _ in range(PIECES):
             go_on.release()
             assert client.read(5) == b"piece"
@@ -158,7 +158,7 @@ def test_urgent_data_among_the_first_bytes_is_refused(proxy: Proxy, backend: Bac
     with connect(proxy.address("raw")) as client:
         client.send(b"begin")
         assert backend.heard() == "begun"
-        assert open_as(proxy, "first")
+        until(lambda: open_as(proxy, "first"), "the pair is open")
         client.sock.send(b"!", socket.MSG_OOB)
         assert client.ending() == "reset"
         port = client.port

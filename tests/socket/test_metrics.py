@@ -259,7 +259,7 @@ def test_a_stopped_worker_does_not_stop_a_scrape(backend: Backend) -> None:
         try:
             began = time.monotonic()
             scrape = Scrape(proxy)
-            assert time.monotonic() - began < 5
+            assert time.monotonic() - began < 20
         finally:
             for pid in stopped:
                 os.kill(pid, signal.SIGCONT)
@@ -277,6 +277,8 @@ def test_figures_of_processes_are_those_of_the_kernel(quiet: Proxy) -> None:
         assert scrape["l7proxy_worker_open_fds", "worker", worker] > 5
     assert abs(scrape["process_open_fds"] - descriptors(quiet.process.pid)) <= 2
     words = Path(f"/proc/{quiet.process.pid}/stat").read_text().rpartition(")")[2].split()
+    before = time.time()
     up = float(Path("/proc/uptime").read_text().split()[0])
+    after = time.time()
     age = up - int(words[19]) / os.sysconf("SC_CLK_TCK")
-    assert abs(time.time() - age - scrape["process_start_time_seconds"]) < 2
+    assert before - age - 2 < scrape["process_start_time_seconds"] < after - age + 2

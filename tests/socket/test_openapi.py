@@ -170,7 +170,7 @@ def test_each_answer_is_as_it_says(answering: tuple[Proxy, Backend]) -> None:
     ask("POST", "/reload", 422)
     last = ask("GET", "/stats", 200)
     assert last["policy"]["last_error"]["errors"] == 3
-    with connect(proxy.address("web")) as client:  # so that it goes on draining for a while
+    with connect(proxy.address("raw")) as client:  # so that it goes on draining for a while
         client.send(b"GET / HTTP/1.1\r\nHost: a\r\n\r\n")
         assert client.read(len(ANSWER)) == ANSWER
         ask("POST", "/drain", 202)

@@ -7,6 +7,7 @@ import socket
 from collections.abc import Iterator
 
 import pytest
+from peers import free_port
 
 from l7proxy.model import Address, Listener, Policy
 from l7proxy.net import bundle
@@ -48,9 +49,7 @@ def policies() -> Iterator[Policies]:
 
 
 def free() -> Address:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return Address(*probe.getsockname()[:2])
+    return Address("127.0.0.1", free_port())
 
 
 def descriptors() -> int:

@@ -60,7 +60,7 @@ def test_a_live_connection(proxy: Proxy, backend: Backend) -> None:
             "idle_seconds": row["idle_seconds"],
             "bytes": {"to_backend": len(HEAD), "to_client": len(ANSWER), "kernel": 0},
         }
-        assert 0 <= row["idle_seconds"] <= row["age_seconds"] < 10
+        assert 0 <= row["idle_seconds"] <= row["age_seconds"] < 60
         time.sleep(0.3)
         later = of_port(proxy, client.port)
         assert later["id"] == row["id"]
@@ -85,7 +85,7 @@ def test_bytes_are_told_while_they_flow(proxy: Proxy, backend: Backend) -> None:
         assert backend.heard() == "has it"
         row = of_port(proxy, client.port)
         assert row["bytes"]["to_backend"] == len(HEAD) + size
-        assert row["idle_seconds"] < 5
+        assert row["idle_seconds"] < 20
         if proxy.datapath == "sockmap":
             assert row["bytes"]["kernel"] > 0
         else:
@@ -116,7 +116,7 @@ def test_one_is_ended_and_the_others_are_not(proxy: Proxy, backend: Backend) -> 
         assert (status, problem["detail"]) == (404, f"there is no connection {row['id']}")
         assert other.silent()
         assert of_port(proxy, other.port)["id"] != row["id"]
-    assert f"connection reset id={row['id']} " in proxy.log()
+    until(lambda: f"connection reset id={row['id']} " in proxy.log(), "it is told")
     assert proxy.stats()["errors"]["operator_reset"] >= 1
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 import threading
@@ -102,7 +103,7 @@ def test_drain(operator: Operator) -> None:
     proxy = operator.proxy
     client = connect(proxy.address("raw"))
     assert client.read(5) == b"hello"
-    assert operator("drain").out.startswith("draining: 1 connections, 30 s left")
+    assert re.match(r"draining: 1 connections, \d+ s left", operator("drain").out)
     late = operator("drain", "--wait", "--seconds", "0.1")
     assert late.code == 1
     assert "it still drains after 0.1 s" in late.err
@@ -119,7 +120,7 @@ def test_where_nobody_is() -> None:
             [sys.executable, "-m", "l7proxy", verb, "--admin", "/no/such/socket"],
             capture_output=True,
             text=True,
-            timeout=30,
+            timeout=120,
             check=False,
         )
         assert done.returncode == 1

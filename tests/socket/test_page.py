@@ -54,12 +54,12 @@ class Site:
 
     def __enter__(self) -> Site:
         self._thread.start()
-        assert self._ready.wait(10)
+        assert self._ready.wait(60)
         return self
 
     def __exit__(self, *_: object) -> None:
         self._loop.call_soon_threadsafe(self._end.set)
-        self._thread.join(10)
+        self._thread.join(60)
         self._loop.close()
 
     async def _run(self) -> None:
@@ -92,7 +92,7 @@ class Site:
         return f"http://127.0.0.1:{self.port}/"
 
     def get(self, path: str, **headers: str) -> tuple[http.client.HTTPResponse, bytes]:
-        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=10)
+        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=60)
         with contextlib.closing(connection):
             connection.request("GET", path, headers=headers)
             response = connection.getresponse()
@@ -419,7 +419,7 @@ def test_a_page_left_open_does_not_grow(page: Browser, site: Site, told: Told) -
 
     def after(readings: int) -> tuple[int, float]:
         site.asked.clear()
-        until(lambda: site.asked.count("/connections") >= readings, f"{readings} readings", 60)
+        until(lambda: site.asked.count("/connections") >= readings, f"{readings} readings", 180)
         page.events.clear()
         heaps = []
         for _ in range(3):  # what is on its way counts too, so the least is nearest to what is kept
@@ -576,7 +576,7 @@ def test_a_proxy_that_runs(page: Browser, site: Site) -> None:
         host, port = proxy.address("web")
         shown(page, "#listeners", f"{host}:{port}")
         for path in ("/", "/", "/nobody"):
-            connection = http.client.HTTPConnection(host, port, timeout=10)
+            connection = http.client.HTTPConnection(host, port, timeout=60)
             with contextlib.closing(connection):
                 connection.request("GET", path)
                 connection.getresponse().read()

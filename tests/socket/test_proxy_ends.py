@@ -359,11 +359,11 @@ def test_a_stop_without_connections() -> None:
 
 def ask(stack: contextlib.ExitStack, proxy: Proxy, path: str) -> Peer:
     """A client of the listener that has little patience."""
-    client = stack.enter_context(connect(proxy.address("hasty")))
+    client = stack.enter_context(connect(proxy.address("restless")))
     return client.send(REQUEST.replace(b"/", path.encode(), 1))
 
 
-TRICKLE = 4  # bytes, 0.4 s apart: half as long again as an idle connection may last
+TRICKLE = 12  # bytes, 0.4 s apart: for longer than an idle connection may last
 
 
 def test_an_idle_connection_is_reset_and_one_with_a_trickle_is_not(
@@ -407,7 +407,7 @@ def test_an_idle_connection_is_reset_and_one_with_a_trickle_is_not(
     }
     records = [proxy.record(port) for port in ports]
     assert [one["reason"] for one in records] == ["idle_timeout", "done", "done"]
-    assert records[0]["total_ms"] > 800
+    assert records[0]["total_ms"] > 3800
 
 
 def test_a_receiver_that_takes_nothing_is_reset(proxy: Proxy, backend: Backend) -> None:
@@ -445,11 +445,11 @@ def test_a_slow_receiver_is_not_a_stalled_one(proxy: Proxy, backend: Backend) ->
             peer.send(piece)
 
     backend.play(script)
-    with connect(proxy.address("hasty"), receive_buffer=1 << 16) as client:
+    with connect(proxy.address("restless"), receive_buffer=1 << 16) as client:
         client.send(REQUEST)
         got = []
-        for _ in range(6):
-            time.sleep(0.25)
+        for _ in range(16):
+            time.sleep(0.3)
             got.append(client.read(1 << 19))
         got.append(client.rest())
         port = client.port

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 
 import pytest
 from peers import Backend, Peer, connect
-from proxy import DATAPATHS, Proxy, cpu_seconds, until
+from proxy import DATAPATHS, PATIENCE, Proxy, cpu_seconds, until
 
 pytestmark = pytest.mark.net
 
@@ -57,7 +57,7 @@ def is_reset(address: tuple[str, int]) -> bool:
     """Whether a connection is reset without a request."""
     try:
         with connect(address) as client:
-            return not client.silent(2) and client.ending() == "reset"
+            return not client.silent(PATIENCE) and client.ending() == "reset"
     except ConnectionResetError:
         return True
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import pytest
 from peers import Backend, Peer, connect
-from proxy import Proxy
+from proxy import Proxy, until
 
 pytestmark = pytest.mark.net
 
@@ -107,7 +107,7 @@ def test_a_large_body_behind_a_bad_head_does_not_destroy_the_answer(
 
 def test_too_many_headers(proxy: Proxy, backend: Backend) -> None:
     fields = b"".join(b"X-%d: y\r\n" % n for n in range(20))
-    with connect(proxy.address("hasty")) as client:
+    with connect(proxy.address("narrow")) as client:
         client.send(b"GET / HTTP/1.1\r\nHost: app.test\r\n" + fields + b"\r\n")
         assert reply(client).status == 431
         port = client.port
@@ -117,7 +117,7 @@ def test_too_many_headers(proxy: Proxy, backend: Backend) -> None:
 
 @pytest.mark.parametrize("end", [b"\r\n\r\n", b""], ids=["complete", "endless"])
 def test_too_large_a_head(proxy: Proxy, backend: Backend, end: bytes) -> None:
-    with connect(proxy.address("hasty")) as client:
+    with connect(proxy.address("narrow")) as client:
         client.send(b"GET / HTTP/1.1\r\nHost: app.test\r\nX-Long: " + b"y" * 3000 + end)
         assert reply(client).status == 431
     assert backend.accepted == 0
@@ -255,7 +255,7 @@ def test_the_next_endpoint_is_tried(proxy: Proxy, backend: Backend) -> None:
 
 
 def test_an_endpoint_that_does_not_answer(proxy: Proxy, backend: Backend) -> None:
-    with connect(proxy.address("hasty")) as client:
+    with connect(proxy.address("dialling")) as client:
         started = time.monotonic()
         client.send(get(b"blackhole.test"))
         assert reply(client).status == 504
@@ -272,16 +272,16 @@ def test_the_next_endpoint_after_one_that_does_not_answer(proxy: Proxy, backend:
 
     backend.play(script)
     for _ in range(2):
-        with connect(proxy.address("hasty")) as client:
+        with connect(proxy.address("dialling")) as client:
             client.send(get(b"slow-start.test"))
             assert client.rest() == ANSWER
 
 
 def test_a_client_that_resets_during_the_dial(proxy: Proxy, backend: Backend) -> None:
-    with connect(proxy.address("hasty")) as client:
+    with connect(proxy.address("patient")) as client:
         client.send(get(b"blackhole.test"))
         port = client.port
-        time.sleep(0.1)
+        until(lambda: proxy.stats()["backends"]["blackhole"]["pending"], "it is dialled")
         client.reset()
     record = proxy.record(port)
     assert (record["reason"], record["state"]) == ("client_reset", "dial")
@@ -324,7 +324,6 @@ def test_a_backend_that_ends_without_an_answer_to_a_large_body(
         client.send(
             b"POST / HTTP/1.1\r\nHost: app.test\r\nContent-Length: 400000\r\n\r\n" + bytes(100_000)
         )
-        client.sock.settimeout(5)
         try:
             client.send(bytes(300_000))
         except (ConnectionResetError, BrokenPipeError):

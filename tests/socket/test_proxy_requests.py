@@ -8,9 +8,10 @@ import base64
 import hashlib
 import threading
 import time
+from typing import Any
 
 import pytest
-from peers import Backend, Peer, connect, digest, stream
+from peers import PATIENCE, Backend, Peer, connect, digest, stream
 from proxy import Proxy, until
 
 pytestmark = pytest.mark.net
@@ -31,6 +32,12 @@ def answer_one(backend: Backend, answer: bytes = ANSWER) -> None:
 
 def request(*headers: bytes, line: bytes = b"GET / HTTP/1.1", host: bytes = b"app.test") -> bytes:
     return b"\r\n".join((line, b"Host: " + host, *headers, b"", b""))
+
+
+def has_a_pair(proxy: Proxy) -> dict[str, Any] | None:
+    """The statistics, if there is one."""
+    stats = proxy.stats()
+    return stats if stats["pairs"]["active"] else None
 
 
 # ---- what the backend sees
@@ -71,7 +78,7 @@ def test_the_record_of_a_request(proxy: Proxy, backend: Backend) -> None:
         port = client.port
         spliced = proxy.datapath == "sockmap"  # a moment after the answer: it lasts
         until(lambda: proxy.stats()["pairs"]["spliced"] == spliced, "the pair is spliced")
-        live = proxy.stats()
+        live = until(lambda: has_a_pair(proxy), "the pair is open")
     record, after = proxy.record(port), proxy.settled()
     told = {name: record[name] for name in ("listener", "route", "backend", "method", "host")}
     assert told == {
@@ -297,7 +304,7 @@ def test_an_answer_before_the_body_has_come(proxy: Proxy, backend: Backend) -> N
     def script(peer: Peer) -> None:
         peer.head()
         peer.send(ANSWER)
-        assert backend_may_read.wait(10)
+        assert backend_may_read.wait(PATIENCE)
         backend.tell(peer.rest_digest())
 
     backend_may_read = threading.Event()
@@ -406,7 +413,7 @@ def test_both_ends_send_before_either_reads(proxy: Proxy, backend: Backend) -> N
     def script(peer: Peer) -> None:
         sent = peer.flood(seed=1)
         backend.tell("full")
-        assert both_full.wait(20)
+        assert both_full.wait(PATIENCE)
         peer.half_close()
         backend.tell((sent, *peer.rest_digest()))
 

@@ -72,7 +72,7 @@ HASTY = """\
 import sys
 from l7proxy import cli
 from l7proxy.supervisor import reload
-reload.PREPARE_SECONDS = 1.0
+reload.PREPARE_SECONDS = 5.0
 sys.exit(cli.main())
 """
 
@@ -88,7 +88,7 @@ def test_nobody_builds_the_policy_in_time() -> None:
                 for worker in proxy.workers:
                     os.kill(worker, signal.SIGSTOP)
                 outcome = proxy.reload(MORE.format(app=echo.port), ok=False)
-                assert "no worker has built it within 1 s" in outcome["text"]
+                assert "no worker has built it within 5 s" in outcome["text"]
                 for worker in proxy.workers:
                     os.kill(worker, signal.SIGCONT)
                 live.send(b"y")

@@ -13,7 +13,7 @@ from collections.abc import Iterator
 import pytest
 import vt52
 from peers import refusing_port
-from proxy import Proxy
+from proxy import Proxy, until
 from vt52 import Vt52
 
 pytestmark = pytest.mark.net
@@ -41,6 +41,7 @@ def client(watched: Proxy) -> Iterator[str]:
     """The address of a connection that says nothing."""
     with socket.create_connection(watched.address("web")) as silent:
         host, port = silent.getsockname()
+        until(lambda: watched.stats()["connections"]["active"] == 1, "it is accepted")
         yield f"{host}:{port}"
     watched.settled()
 
@@ -51,7 +52,7 @@ def command(proxy: Proxy, *arguments: str) -> list[str]:
 
 def once(proxy: Proxy, *arguments: str) -> str:
     done = subprocess.run(
-        command(proxy, "--seconds=0.2", *arguments), capture_output=True, text=True, timeout=60
+        command(proxy, "--seconds=0.2", *arguments), capture_output=True, text=True, timeout=120
     )
     assert (done.returncode, done.stderr) == (0, "")
     return done.stdout
@@ -183,7 +184,7 @@ def test_another_program_there_is_an_error_in_a_line(tmp_path: object) -> None:
             [sys.executable, "-m", "l7proxy", "top", f"--admin=127.0.0.1:{server.server_port}"],
             capture_output=True,
             text=True,
-            timeout=60,
+            timeout=120,
         )
         server.shutdown()
         thread.join()
@@ -196,7 +197,7 @@ def test_nobody_there_is_an_error_in_a_line(tmp_path: object) -> None:
         [sys.executable, "-m", "l7proxy", "top", f"--admin={tmp_path}/none", "--once"],
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=120,
     )
     assert done.returncode == 1
     assert "does l7proxy run there?" in done.stderr

@@ -7,6 +7,7 @@ import socket
 from pathlib import Path
 
 import pytest
+from peers import free_port
 
 from l7proxy import config
 from l7proxy.demo import websocket
@@ -84,8 +85,7 @@ backends:
 
 
 def free() -> Address:
-    with socket.create_server(("127.0.0.1", 0)) as probe:
-        return Address("127.0.0.1", probe.getsockname()[1])
+    return Address("127.0.0.1", free_port())
 
 
 def written(tmp_path: Path, web: object, app: object) -> Path:

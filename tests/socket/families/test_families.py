@@ -21,7 +21,8 @@ pytestmark = pytest.mark.net
 POLICY = """\
 listeners:
   file: {{address: "unix:{folder}/web.sock", mode: "0600"}}
-  raw: {{address: "unix:{folder}/raw.sock", protocol: TCP, timeouts: {{idle: 1s}}}}
+  raw: {{address: "unix:{folder}/raw.sock", protocol: TCP}}
+  idle: {{address: "unix:{folder}/idle.sock", protocol: TCP, timeouts: {{idle: 1s}}}}
   abstract: {{address: "unix:@{name}"}}
   proxied: {{address: "unix:{folder}/proxied.sock", proxyProtocol: require}}
   guarded: {{address: "unix:{folder}/guarded.sock", allow: [127.0.0.1]}}
@@ -29,7 +30,7 @@ listeners:
   dual-shut: {{address: "*:0", deny: [127.0.0.0/8]}}
   tcp: {{address: 127.0.0.1:0}}
 routes:
-  - {{name: raw, listeners: [raw], backendRefs: [{{name: unix}}]}}
+  - {{name: raw, listeners: [raw, idle], backendRefs: [{{name: unix}}]}}
   - {{name: told, listeners: [file], matches: [{{path: /told}}], backendRefs: [{{name: told}}]}}
   - name: sticky
     listeners: [file]
@@ -163,7 +164,7 @@ def test_tcp_to_unix(place: Place) -> None:
 
 def test_an_idle_unix_connection_ends(place: Place) -> None:
     place.backend.play(lambda peer: place.backend.tell(peer.ending()))
-    with place.connect("raw") as client:
+    with place.connect("idle") as client:
         client.send(b"hello")
         assert client.ending() in ("end", "reset")
     assert only_record(place.proxy)["reason"] == "idle_timeout"

@@ -141,7 +141,7 @@ def test_strangers_are_not_believed(proxy: Proxy, backend: Backend) -> None:
 
 def test_no_header_in_time(proxy: Proxy, backend: Backend) -> None:
     begun = (b"", b"PROXY TCP4 203", V2[:20], SIGNATURE[:5])
-    say_too_little(proxy, product(("require", "raw-require"), begun))
+    say_too_little(proxy, product(("require-soon", "raw-require-soon"), begun))
     assert backend.accepted == 0
 
 
@@ -193,7 +193,7 @@ def test_a_server_that_speaks_first_behind_an_optional_header(
 ) -> None:
     """The client waits for it and sends nothing: after the head timeout it goes on without."""
     backend.play(lambda peer: (peer.send(b"220 ready\r\n"), peer.rest())[0])
-    with connect(proxy.address("raw-accept")) as client:
+    with connect(proxy.address("raw-accept-soon")) as client:
         assert client.read(11) == b"220 ready\r\n"
 
 

@@ -200,7 +200,7 @@ def test_refused_with_an_alert(
 
 
 def test_no_hello_in_time(proxy: Proxy, backend: Backend) -> None:
-    say_too_little(proxy, [("tls", b""), ("tls", HELLO[:100])])
+    say_too_little(proxy, [("tls-soon", b""), ("tls-soon", HELLO[:100])])
     assert backend.accepted == 0
 
 
