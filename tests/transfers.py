@@ -308,7 +308,7 @@ class Outcome:
 
 def call(plan: Plan, address: tuple[str, int]) -> End:
     """Connect and begin."""
-    sock = socket.create_connection(address, 10)
+    sock = socket.create_connection(address, 60)
     end = End(sock, plan.seed, client=True)
     head = b""
     if plan.kind == "http":
@@ -381,7 +381,7 @@ def serve() -> None:
     deadline = 0.0  # for slow readers, whose clients and proxy were done long before
     while not deadline or (crowd.ends and time.monotonic() < deadline):
         if not deadline and select.select([sys.stdin], [], [], 0)[0]:
-            deadline = time.monotonic() + 20
+            deadline = time.monotonic() + 60
         for end, failure in crowd.turn(0.1):
             over += 1
             if failure is not None:
@@ -429,7 +429,7 @@ class Far:
         self.process = subprocess.Popen(
             [sys.executable, __file__], stdin=subprocess.PIPE, stdout=subprocess.PIPE
         )
-        self.ports = self._read(30)
+        self.ports = self._read(120)
         return self
 
     def _read(self, seconds: float) -> dict[str, Any]:
@@ -445,7 +445,7 @@ class Far:
         A failure is the name of an exception, its text, and the seed of the client.
         """
         self.dismiss()
-        return self._read(30)
+        return self._read(120)
 
     def is_over(self) -> bool:
         """Whether `finish` would not have to wait."""
@@ -458,7 +458,7 @@ class Far:
 
     def __exit__(self, *_: object) -> None:
         self.process.kill()
-        self.process.wait(10)
+        self.process.wait(60)
         for pipe in (self.process.stdin, self.process.stdout):
             if pipe is not None:
                 pipe.close()

@@ -108,7 +108,7 @@ class _Rig:
             self.splicer.release(self.index)
 
 
-def prove_kernel(timeout: float = 5.0) -> SelfTestResult:
+def prove_kernel(timeout: float = 10.0) -> SelfTestResult:
     """Run all checks, `timeout` seconds at most altogether. Never raises for what it finds.
 
     Needs the capabilities of `load_splicers`; without them there is one failed check that says so.

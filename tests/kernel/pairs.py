@@ -19,6 +19,7 @@ from collections.abc import Callable, Iterator
 from l7proxy.datapath.sockmap import Splicer
 
 CLIENT, BACKEND = 0, 1
+PATIENCE = 60.0  # seconds; machines stand still now and then, and emulated ones are slow
 
 
 def connected(
@@ -54,7 +55,7 @@ class Info:
         self.written: int = sent - retransmitted + notsent  # bytes ever in the write queue
 
 
-def wait_for(true: Callable[[], object], seconds: float = 5.0, what: str = "") -> None:
+def wait_for(true: Callable[[], object], what: str = "", seconds: float = PATIENCE) -> None:
     """Poll until `true()`; fails the test after `seconds`."""
     deadline = time.monotonic() + seconds
     while not true():
@@ -62,7 +63,7 @@ def wait_for(true: Callable[[], object], seconds: float = 5.0, what: str = "") -
         time.sleep(0.001)
 
 
-def read_exactly(sock: socket.socket, count: int, seconds: float = 5.0) -> bytes:
+def read_exactly(sock: socket.socket, count: int, seconds: float = PATIENCE) -> bytes:
     """`count` bytes, or fewer when the stream ends or nothing more comes."""
     sock.settimeout(seconds)
     got = bytearray()

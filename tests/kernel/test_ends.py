@@ -16,7 +16,7 @@ import pytest
 from l7proxy.datapath.selftest import checksum, sequence_numbers
 from l7proxy.datapath.sockmap import Splicer, VerdictLimits, load_splicers
 
-from .pairs import BACKEND, CLIENT, Info, Pair, pumping, read_exactly, silent, wait_for
+from .pairs import BACKEND, CLIENT, PATIENCE, Info, Pair, pumping, read_exactly, silent, wait_for
 
 pytestmark = pytest.mark.kernel
 
@@ -36,7 +36,7 @@ def error(sock: socket.socket) -> int:
 
 
 def read_to_the_end(sock: socket.socket) -> bytes:
-    sock.settimeout(5)
+    sock.settimeout(PATIENCE)
     got = bytearray()
     while data := sock.recv(1 << 16):
         got += data
@@ -172,7 +172,7 @@ def test_a_side_with_an_error_gets_nothing_more(pair):
         raw.sendto(message, ("127.0.0.1", 0))
     with select.epoll() as poll:
         poll.register(near, 0)
-        assert poll.poll(5), "no error was reported"
+        assert poll.poll(PATIENCE), "no error was reported"
     assert Info(near).state == ESTABLISHED
     one.client.sendall(b"not to be lost")
     wait_for(lambda: one.counts(CLIENT)[1] == 14)

@@ -11,7 +11,7 @@ import pytest
 from l7proxy.datapath.maps import AIM
 from l7proxy.datapath.sockmap import Splicer
 
-from .pairs import BACKEND, CLIENT, pumping, read_exactly, silent, wait_for
+from .pairs import BACKEND, CLIENT, PATIENCE, pumping, read_exactly, silent, wait_for
 
 pytestmark = pytest.mark.kernel
 
@@ -34,7 +34,7 @@ def stall(one) -> bytes:
 def test_one_event_for_the_first_pass_and_none_for_the_next(splicer: Splicer, pair):
     one = pair(rcvbuf=8192).splice()
     sent = stall(one)
-    assert select.select([splicer.event_fd], [], [], 1)[0]
+    assert select.select([splicer.event_fd], [], [], PATIENCE)[0]
     assert splicer.events() == [one.index ^ 1]
     assert not select.select([splicer.event_fd], [], [], 0)[0]
     passed = one.counts(BACKEND)[1]
@@ -110,7 +110,7 @@ def test_the_gate_shut_and_opened_at_random_keeps_every_byte_in_its_place(splice
     one.backend.setblocking(False)
     words = splicer._words[one.index * 16 : one.index * 16 + 16]
     aim = words[AIM]
-    deadline = time.monotonic() + 20
+    deadline = time.monotonic() + PATIENCE
     while len(got) < len(data):
         assert time.monotonic() < deadline, f"{len(got)} of {len(data)}, {one.counts(CLIENT)}"
         if rng.random() < 0.3:
@@ -141,7 +141,7 @@ def test_a_client_that_does_not_read_can_still_upload(splicer: Splicer, pair):
     splicer.set_relayed(one.index, 1)  # the upload goes through user space
     one.client.sendall(b"upload")
     wait_for(lambda: one.counts(CLIENT)[1] == 6)
-    assert select.select([one.near_client], [], [], 1)[0]
+    assert select.select([one.near_client], [], [], PATIENCE)[0]
     assert one.near_client.recv(100) == b"upload"
     one.near_backend.send(b"upload")
     splicer.set_relayed(one.index, 6)

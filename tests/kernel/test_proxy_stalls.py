@@ -182,8 +182,8 @@ def test_fifty_that_read_nothing_cost_nothing(datapath: str) -> None:
         for _ in range(50):
             client = stack.enter_context(connect(proxy.address("web"), receive_buffer=1 << 16))
             client.send(REQUEST)
-        until(lambda: proxy.stats()["pairs"]["active"] == 50, "all pairs are open", 30)
-        until(stalled(proxy), "all streams have come to a stand", 30)
+        until(lambda: proxy.stats()["pairs"]["active"] == 50, "all pairs are open", 120)
+        until(stalled(proxy), "all streams have come to a stand", 120)
         quiet = stalled(proxy)
         used = []
         for _ in range(TRIES):
@@ -197,7 +197,7 @@ def test_fifty_that_read_nothing_cost_nothing(datapath: str) -> None:
         assert quiet()
         assert proxy.stats()["pairs"]["active"] == 50
         stack.close()
-        proxy.settled(30)
+        proxy.settled(120)
         proxy.stop()
     endless.enough.set()
     endless.backend.close()

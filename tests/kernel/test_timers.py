@@ -50,10 +50,13 @@ def test_redirected_bytes_count_as_activity(pair):
     time.sleep(0.3)
     assert last_heard(one.near_client)[1] >= 250
     assert last_heard(one.near_backend)[0] >= 250
+    began = time.monotonic()
     one.client.sendall(b"y")
     assert read_exactly(one.backend, 1) == b"y"
-    assert last_heard(one.near_client)[1] < 200
-    assert last_heard(one.near_backend)[0] < 200
+    received, sent = last_heard(one.near_client)[1], last_heard(one.near_backend)[0]
+    since = 1000 * (time.monotonic() - began) + 50  # a tick of the kernel is in it
+    assert received < since
+    assert sent < since
 
 
 def test_keepalive_finds_a_dead_client(pair):
@@ -65,7 +68,7 @@ def test_keepalive_finds_a_dead_client(pair):
         near.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, 1)
         near.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPCNT, 1)
         subprocess.run(["ip", "link", "set", "lo", "down"], check=True)
-        wait_for(lambda: Info(near).state == 7, 6, "TCP_CLOSE")
+        wait_for(lambda: Info(near).state == 7, "TCP_CLOSE")
     assert near.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR) in (
         errno.ETIMEDOUT,
         errno.ENETUNREACH,
@@ -80,7 +83,7 @@ def test_user_timeout_ends_a_client_that_refuses_to_read(splicer: Splicer, pair)
     with contextlib.suppress(BlockingIOError):
         while one.counts(BACKEND)[1] == 0:
             one.backend.send(bytes(50_000))
-    wait_for(lambda: Info(one.near_client).state == 7, 6, "TCP_CLOSE")
+    wait_for(lambda: Info(one.near_client).state == 7, "TCP_CLOSE")
     assert one.near_client.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR) == errno.ETIMEDOUT
 
 

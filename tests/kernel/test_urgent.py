@@ -8,7 +8,7 @@ import pytest
 
 from l7proxy.datapath.sockmap import URGENT, Splicer
 
-from .pairs import BACKEND, CLIENT, read_exactly, silent, wait_for
+from .pairs import BACKEND, CLIENT, PATIENCE, read_exactly, silent, wait_for
 
 pytestmark = pytest.mark.kernel
 
@@ -34,5 +34,5 @@ def test_the_fin_still_comes_through_after_a_fault(splicer: Splicer, pair):
     one.client.shutdown(socket.SHUT_WR)
     wait_for(lambda: splicer.broken(one.index) == URGENT)
     one.near_client.setblocking(True)
-    one.near_client.settimeout(5)
+    one.near_client.settimeout(PATIENCE)
     assert one.near_client.recv(10) == b""

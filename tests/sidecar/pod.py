@@ -160,7 +160,7 @@ class Pod:
             [*(place or self.pod).prefix, *argv],
             capture_output=True,
             text=True,
-            timeout=60,
+            timeout=180,
             check=False,
             cwd=ROOT,
         )

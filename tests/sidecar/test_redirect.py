@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 import pytest
 from pod import FAR, OUTSIDE, PAYLOAD, POD, Pod, as_nobody, dribble, exchange
-from proxy import Proxy
+from proxy import PATIENCE, Proxy, until
 
 from loadtest import netns
 
@@ -61,8 +61,10 @@ def _servers(pod: Pod) -> None:
 
 
 def test_outbound_goes_where_it_was_going(pod: Pod, proxy: Proxy) -> None:
-    kernel = 0
-    for _ in range(3):
+    kernel = rounds = 0
+    # a busy machine may have one of them end before it is spliced
+    while rounds < 3 or (proxy.datapath == "sockmap" and not kernel and rounds < 30):
+        rounds += 1
         client = pod.dial(pod.pod, OUTSIDE[4], 9000)
         port = client.getsockname()[1]
         answer = exchange(client, sent=dribble(client))
@@ -75,7 +77,6 @@ def test_outbound_goes_where_it_was_going(pod: Pod, proxy: Proxy) -> None:
         assert record["destination"] == record["endpoint"] == f"{OUTSIDE[4]}:9000"
         assert record["bytes_in"] == len(PAYLOAD)
         kernel += record["kernel_in"]
-    # a busy machine may have one of them end before it is spliced
     assert (kernel > 0) == (proxy.datapath == "sockmap")
 
 
@@ -144,7 +145,9 @@ def client_host(host: str) -> str:
 def test_what_the_proxy_s_own_user_dials_is_left_alone(pod: Pod, proxy: Proxy) -> None:
     accepted = proxy.stats()["connections"]["accepted"]
     address = OUTSIDE[4], 9000
-    client = netns.inside(pod.pod, lambda: as_nobody(lambda: socket.create_connection(address, 9)))
+    client = netns.inside(
+        pod.pod, lambda: as_nobody(lambda: socket.create_connection(address, PATIENCE))
+    )
     assert exchange(client).name == "web"
     assert proxy.stats()["connections"]["accepted"] == accepted
 
@@ -163,7 +166,7 @@ def test_udp_is_left_alone(pod: Pod, proxy: Proxy) -> None:
         return sock
 
     with netns.inside(pod.outside, bound) as server:
-        server.settimeout(9)
+        server.settimeout(PATIENCE)
         with netns.inside(pod.pod, lambda: socket.socket(socket.AF_INET, socket.SOCK_DGRAM)) as one:
             one.sendto(b"?", (OUTSIDE[4], 53))
             assert server.recvfrom(9)[0] == b"?"
@@ -187,7 +190,7 @@ def test_who_connects_to_the_listener_itself_is_refused(
     record = proxy.record(pod.cut(getattr(pod, place), host, port))
     assert (record["reason"], record["rule"]) == ("loop", "own-listener")
     assert proxy.stats()["errors"]["loop"] == before + 1
-    assert "loop refused" in proxy.log()
+    until(lambda: "loop refused" in proxy.log(), "it is told")
 
 
 def test_status_counts_and_compares(pod: Pod, proxy: Proxy) -> None:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 from pod import OUTSIDE, PAYLOAD, Pod, exchange
+from proxy import until
 
 pytestmark = pytest.mark.net
 
@@ -117,9 +118,11 @@ def test_rules_that_leave_another_user_alone_make_a_loop_that_is_refused(
             stats = proxy.settled()
             assert stats["errors"]["loop"] == 1
             assert stats["connections"]["accepted"] == 2
-            (loop,) = [one for one in proxy.records() if one["reason"] == "loop"]
+            (loop,) = until(
+                lambda: [one for one in proxy.records() if one["reason"] == "loop"], "its record"
+            )
             assert (loop["rule"], loop["destination"]) == ("own-user", f"{OUTSIDE[4]}:9002")
-            assert "loop refused" in proxy.log()
+            until(lambda: "loop refused" in proxy.log(), "it is told")
             assert "sidecar enable --user" in proxy.log()
         finally:
             pod.sidecar("disable")
