@@ -112,6 +112,7 @@ class Reason(StrEnum):
     URGENT_DATA = "urgent_data"  # out-of-band TCP data is refused
     CONNECTION_LIMIT = "connection_limit"
     CLIENT_LIMIT = "client_limit"  # this client has as many connections as it may
+    RATE_LIMITED = "rate_limited"  # more requests than a route lets through
     DESCRIPTORS = "descriptors"  # EMFILE or ENFILE
     DATAPATH = "datapath"  # the verdict program gave a connection up (broken sequence)
     DRAIN_DEADLINE = "drain_deadline"

@@ -353,14 +353,14 @@ class LimitBy(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class RateLimit:
-    """Requests that are let through, over all workers: `requests` in `per` seconds, evenly.
+    """Requests that are let through, over all workers: `requests` in `per` seconds.
 
-    `burst` are as many that may come at once.
+    `burst` are as many that may come at once, after a pause that was long enough.
     """
 
     requests: int
+    burst: int
     per: float = 1.0
-    burst: int = 1
     by: LimitBy = LimitBy.ROUTE
 
 

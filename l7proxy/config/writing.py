@@ -30,6 +30,7 @@ from l7proxy.model import (
     Policy,
     ProbeType,
     Protocol,
+    RateLimit,
     Route,
     Splice,
     Sticky,
@@ -175,6 +176,7 @@ def _route(one: Route) -> Document:
                     "overflow": _time_or_none(timeouts.overflow),
                 }
             ),
+            "rateLimit": None if one.rate_limit is None else _rate_limit(one.rate_limit),
             "splice": None if one.splice is Splice.AUTO else one.splice,
             **_access(one.access),
             "backendRefs": [
@@ -204,6 +206,15 @@ def _route(one: Route) -> Document:
         }
         | ({"deny": True} if one.deny else {})
     )
+
+
+def _rate_limit(one: RateLimit) -> Document:
+    return {
+        "requests": one.requests,
+        "per": _time(one.per),
+        "burst": one.burst,
+        "by": one.by,
+    }
 
 
 def _match(one: Match) -> Document:

@@ -98,9 +98,7 @@ def _matches_for(route: Route, listener: Listener) -> Iterator[int]:
     if route.listeners and listener.name not in route.listeners:
         return
     protocol = listener.protocol
-    if protocol is not Protocol.HTTP and (
-        route.respond is not None or route.redirect is not None or route.filters != _NO_FILTERS
-    ):
+    if protocol is not Protocol.HTTP and _is_about_requests(route):
         return
     if protocol is Protocol.TCP and route.hostnames:
         return
@@ -116,6 +114,16 @@ def _matches_for(route: Route, listener: Listener) -> Iterator[int]:
             counts = _asks_no_request(match) and not (protocol is Protocol.TCP and match.alpn)
         if counts:
             yield index
+
+
+def _is_about_requests(route: Route) -> bool:
+    """Whether a route answers requests, or changes or counts them."""
+    return (
+        route.respond is not None
+        or route.redirect is not None
+        or route.filters != _NO_FILTERS
+        or route.rate_limit is not None
+    )
 
 
 def _asks_no_request(match: Match) -> bool:

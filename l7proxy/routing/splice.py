@@ -135,6 +135,8 @@ class Auto:
         """What a route does that has to be done to each request of a connection."""
         if route.filters != _NO_FILTERS:
             return f"the filters of route `{route.name}` change each request"
+        if route.rate_limit is not None:
+            return f"route `{route.name}` counts its requests"
         listener = self._listener
         shared = bool(Trust(listener))
         if shared and (listener.allow or listener.deny):
@@ -175,6 +177,7 @@ def _action(route: Route) -> object:
         route.filters,
         route.timeouts,
         route.access,
+        route.rate_limit,
     )
 
 

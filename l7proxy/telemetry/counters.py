@@ -23,6 +23,7 @@ from enum import IntEnum, unique
 
 from l7proxy.errors import L7ProxyError, Reason
 from l7proxy.telemetry.presence import Presence, SharedPresence
+from l7proxy.telemetry.rates import SharedRates
 
 ROWS = 65_536
 """Names that can be counted at once, those of old policies with live connections included. A row
@@ -84,6 +85,7 @@ class Counter(IntEnum):
     SPLICE2_CLIENT = 44  # bytes of RELAYED_CLIENT that splice(2) moved, by reference
     SPLICE2_BACKEND = 45
     ERROR_UPGRADED = 46
+    ERROR_RATE_LIMITED = 47
 
 
 ERRORS: dict[Reason, Counter] = {
@@ -105,12 +107,13 @@ _OF_PAIRS = (Counter.ACCEPTED, Counter.SPLICES)
 class Counters:
     """One worker's slot, and a look at everybody's for the limits that hold over all workers."""
 
-    __slots__ = ("_first", "_shared", "presence", "view")
+    __slots__ = ("_first", "_shared", "presence", "rates", "view")
 
     def __init__(self, shared: SharedCounters, view: memoryview, presence: Presence) -> None:
         self._shared = shared
         self._first = len(Counter)
         self.presence = presence
+        self.rates = shared.rates
         self.view = view
         """Indexed by `Counter`; `view[Counter.ACCEPTED] += 1` is the whole protocol."""
 
@@ -227,6 +230,7 @@ class SharedCounters:
         self.rows = rows
         self._stride = -(-used // _LINE_WORDS) * _LINE_WORDS
         self._presence = SharedPresence(workers)
+        self.rates = SharedRates()
         self._map = mmap.mmap(-1, workers * self._stride * _WORD)
         self._bytes = memoryview(self._map)
         self._words = self._bytes.cast("Q")
@@ -297,6 +301,7 @@ class SharedCounters:
     def close(self) -> None:
         """Unmap. Slots handed out before are unusable afterwards."""
         self._presence.close()
+        self.rates.close()
         for view in self._views:
             view.release()
         self._views.clear()

@@ -56,7 +56,7 @@ class SharedPresence:
     def client(self, listener: str, address: str) -> int:
         """The hash of a client: never zero, which is the mark of an empty entry."""
         hashed = hashlib.blake2b(
-            listener.encode() + b"\0" + _network(address), digest_size=_WORD, key=self._key
+            listener.encode() + b"\0" + network(address), digest_size=_WORD, key=self._key
         )
         return int.from_bytes(hashed.digest()) or 1
 
@@ -147,7 +147,7 @@ class Presence:
                 self._shared.tidy(table, entry)
 
 
-def _network(address: str) -> bytes:
+def network(address: str) -> bytes:
     """What one client is: an IPv4 address, a /64 of IPv6, or the text of anything else."""
     try:
         ip = ipaddress.ip_address(address.partition("%")[0])

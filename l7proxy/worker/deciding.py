@@ -30,6 +30,7 @@ from l7proxy.model import (
 )
 from l7proxy.responses import local_response, redirect_response, static_response
 from l7proxy.session import Event, State
+from l7proxy.worker import limiting
 from l7proxy.worker.front import admit, peer_of, served, socket_address, timeouts_of
 from l7proxy.worker.sending import Sending
 
@@ -116,6 +117,8 @@ class Deciding:
         route = decision.route
         if not connection.listener.admits(route, connection.client_host):
             self._deny(route, "access", head)
+            return
+        if self._is_over_rate(route, head):
             return
         hop = Hop(peer, connection.client_host, trusted, self._scheme, self._port)
         fields = front.forwarded.fields(
@@ -242,6 +245,8 @@ class Deciding:
             return
         if route is not None:
             connection.record.route = route.name
+            if self._is_over_rate(route, head):
+                return
         data: bytes
         if isinstance(decision, Redirect):
             status, data = self._redirect(decision, head)
@@ -292,6 +297,20 @@ class Deciding:
         connection.end_with(Reason.DENIED)
         connection.answer_with(403, local_response(403, method=head.method))
         connection.on(Event.ANSWERED)
+
+    def _is_over_rate(self, route: Route, head: Head) -> bool:
+        """Whether the route has let through all that it may by now; the request is answered then.
+
+        Asked once for each request: it counts.
+        """
+        connection = self._connection
+        wait = limiting.over(connection.worker, route, connection.client_host)
+        if wait:
+            connection.record.route, connection.record.rule = route.name, "rateLimit"
+            connection.end_with(Reason.RATE_LIMITED)
+            connection.answer_with(limiting.TOO_MANY, limiting.refusal(wait, head.method))
+            connection.on(Event.ANSWERED)
+        return wait > 0
 
     def _refuse_stream(self, reason: Reason) -> None:
         """A TLS client is told by an alert; a bare stream can only be reset."""

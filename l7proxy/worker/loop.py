@@ -73,6 +73,7 @@ class Worker:
         self.splicer = setup.splicer
         self.view = setup.counters.view
         self.presence = setup.counters.presence
+        self.rates = setup.counters.rates
         self.meter = setup.meter
         self.fellows = setup.counters.workers  # who accept from the same sockets, this one included
         self.calendar = Calendar()

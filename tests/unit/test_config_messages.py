@@ -18,7 +18,7 @@ from l7proxy.config.bad import Bad
 from l7proxy.config.walker import Walker
 
 FILES = (
-    *("listeners", "interception", "routes", "backends", "accesslog"),
+    *("listeners", "interception", "routes", "requests", "backends", "accesslog"),
     *("warnings", "yaml", "environment"),
 )
 CASES = [

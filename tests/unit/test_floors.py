@@ -26,7 +26,9 @@ FLOORS: tuple[tuple[frozenset[str], ...], ...] = (
         frozenset(
             {"access", "answer", "authority", "budget", "cookies", "filters", "gate", "health"}
         )
-        | frozenset({"ledger", "logformat", "maglev", "patterns", "proxyproto", "responses"}),
+        | frozenset(
+            {"ledger", "logformat", "maglev", "patterns", "proxyproto", "ratelimit", "responses"}
+        ),
         frozenset({"balance"}),
         frozenset({"clienthello", "forwarded", "routing", "session", "target"}),
         frozenset({"chunked", "head", "response"}),

@@ -36,6 +36,7 @@ from l7proxy.model import (
     HeaderChanges,
     HealthCheck,
     Interception,
+    LimitBy,
     Limits,
     Listener,
     Match,
@@ -49,6 +50,7 @@ from l7proxy.model import (
     Protocol,
     ProxyHeader,
     ProxyVersion,
+    RateLimit,
     RedirectTo,
     Resolving,
     Retries,
@@ -184,6 +186,7 @@ EXPECTED = Policy(
             ),
             timeouts=RouteTimeouts(1.0, 0.0, 120.0),
             splice=Splice.UPGRADE,
+            rate_limit=RateLimit(600, 20, 60.0, LimitBy.CLIENT),
             access=Access(
                 allow_clients=("10.0.0.0/8",), deny_clients=("10.1.0.0/16", "10.2.0.1/32")
             ),
@@ -228,7 +231,12 @@ EXPECTED = Policy(
                 503, (("Retry-After", "60"), ("Content-Type", "text/plain")), "Back soon\n"
             ),
         ),
-        Route("tea", (Match(prefix("/tea")),), respond=StaticResponse(418)),
+        Route(
+            "tea",
+            (Match(prefix("/tea")),),
+            respond=StaticResponse(418),
+            rate_limit=RateLimit(5, 5),
+        ),
         Route("never", (Match(prefix("/.git")),), deny=True),
         Route(
             "names",

@@ -21,6 +21,7 @@ from l7proxy.model import (
     Match,
     Policy,
     Protocol,
+    RateLimit,
     Redirect,
     RedirectTo,
     Request,
@@ -272,6 +273,7 @@ def asking(**wanted: Any) -> Route:
         (Route("redirect", (Match(),), redirect=RedirectTo("https")), True, False, False),
         (Route("deny", (Match(),), deny=True), True, True, True),
         (replace(route("f"), filters=Filters(HeaderChanges(remove=("x",)))), True, False, False),
+        (replace(route("rate"), rate_limit=RateLimit(1, 1)), True, False, False),
     ],
 )
 def test_where_a_route_can_take_part(one: Route, http: bool, tls: bool, tcp: bool) -> None:

@@ -23,6 +23,7 @@ from l7proxy.model import (
     Match,
     Policy,
     Protocol,
+    RateLimit,
     Request,
     Route,
     RouteTimeouts,
@@ -107,6 +108,7 @@ def test_other_hosts_of_the_listener_are_404_as_well() -> None:
     [
         {"backend_refs": (BackendRef("app", 2),)},
         {"timeouts": RouteTimeouts(dial=1)},
+        {"rate_limit": RateLimit(1, 1)},
         {"access": Access(deny_clients=("10.0.0.0/8",))},
         {"filters": Filters(HeaderChanges(remove=("x",)))},
     ],
@@ -147,6 +149,7 @@ def test_a_long_list_is_cut() -> None:
             APP,
             "the filters of route `all` change each request",
         ),
+        (replace(ALL, rate_limit=RateLimit(1, 1)), WEB, APP, "route `all` counts its requests"),
         (ALL, WEB, hashed(HashOn.HEADER), "backend `app` picks an endpoint by a header"),
         (ALL, WEB, hashed(HashOn.COOKIE), "backend `app` picks an endpoint by a cookie"),
         (ALL, WEB, hashed(HashOn.PATH), "backend `app` picks an endpoint by the path"),

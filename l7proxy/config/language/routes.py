@@ -17,6 +17,7 @@ from l7proxy.config.language.common import (
 from l7proxy.config.language.drafts import RefDraft, RouteDraft
 from l7proxy.config.language.filters import FILTERS
 from l7proxy.config.language.matches import MATCH
+from l7proxy.config.language.requests import RATE_LIMIT
 from l7proxy.config.nodes import Node
 from l7proxy.config.readers import Choice, Flag, Whole
 from l7proxy.config.schema import Fields, Key, Kinds, ListOf, Made, Record, Table
@@ -189,6 +190,7 @@ def _route(walker: Walker, fields: Fields, node: Node) -> RouteDraft:
             timeouts=fields.get("timeouts", RouteTimeouts()),
             splice=fields.get("splice", Splice.AUTO),
             access=_access(fields.get("allow"), deny if isinstance(deny, Fields) else None),
+            rate_limit=fields.get("rateLimit"),
         )
     return RouteDraft(node, name, listeners, hostnames, matches, refs, fields, route)
 
@@ -258,6 +260,12 @@ ROUTE = Made(
                 " Everybody else is refused as `deny` does.",
                 default="everybody",
             ),
+            "rateLimit": Key(
+                RATE_LIMIT,
+                "How many requests it lets through, over all workers, after `allow` and `deny`. A"
+                " number alone is for each second.",
+                default="any number",
+            ),
             "filters": Key(FILTERS, "What is changed in a request on its way to the backend."),
             "timeouts": Key(
                 TIMEOUTS, "How long it waits, where the listener's timeouts do not fit."
@@ -277,6 +285,7 @@ ROUTE = Made(
             "path": "write matches: [{path: /x}]",
             "requestHeaders": "write filters: {requestHeaders: {...}}",
             "urlRewrite": "write filters: {urlRewrite: {...}}",
+            "rateLimits": "write `rateLimit`",
         },
     ),
     _route,

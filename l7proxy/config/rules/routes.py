@@ -9,6 +9,7 @@ from l7proxy.config.language.routes import ACTIONS
 from l7proxy.config.nodes import Mapping, Node
 from l7proxy.config.problems import quoted
 from l7proxy.config.readers import alternatives
+from l7proxy.config.rules import requests
 from l7proxy.config.schema import Fields
 from l7proxy.config.walker import Walker
 from l7proxy.model import (
@@ -51,6 +52,7 @@ def check(walker: Walker, draft: Draft) -> None:
     listeners = {one.name.value: one for one in draft.listeners or []}
     for route in draft.routes or []:
         _action(walker, route)
+        requests.check(walker, route)
         _prefixes(walker, route)
         if draft.listeners is not None:
             _protocols(walker, route, listeners)
@@ -141,6 +143,9 @@ def needs(route: RouteDraft) -> Iterator[tuple[str, Node, frozenset[Protocol]]]:
     for key, protocols in _KEYS.items():
         if key in keys:
             yield key, keys[key], protocols
+    for key, node in requests.per_request(route):
+        if key.partition(".")[0] not in _KEYS:
+            yield key, node, _HTTP
     splice = route.fields.get("splice")
     if splice in PER_REQUEST:
         yield f"splice: {splice}", keys["splice"], _HTTP
@@ -162,6 +167,8 @@ def possible(route: RouteDraft) -> frozenset[Protocol]:
     for key, protocols in _KEYS.items():
         if key in route.fields.keys:
             able &= protocols
+    if any(requests.per_request(route)):
+        able &= _HTTP
     if route.matches:
         of_matches: frozenset[Protocol] = frozenset()
         for at in route.matches:

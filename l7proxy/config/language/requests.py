@@ -1,0 +1,75 @@
+"""The keys of a route that are about each request: how many, how often again."""
+
+from __future__ import annotations
+
+from l7proxy.config import values
+from l7proxy.config.language.common import duration
+from l7proxy.config.nodes import Node
+from l7proxy.config.readers import Choice, Whole
+from l7proxy.config.schema import Fields, Key, Made, Table, arguments
+from l7proxy.config.walker import Walker
+from l7proxy.model import LimitBy, RateLimit
+
+MAX_REQUESTS = 1_000_000
+MAX_HOURS = values.MAX_HOURS
+
+
+def _rate_limit(walker: Walker, fields: Fields, _node: Node) -> RateLimit | None:
+    requests, burst = fields.get("requests"), fields.at("burst")
+    if requests is None:
+        return None
+    limit = RateLimit(**{"burst": requests, **arguments(fields, {})})
+    if burst is not None and limit.burst * limit.per / requests > MAX_HOURS * 3600:
+        walker.error(
+            burst.node,
+            f"a burst of {limit.burst:,} takes longer than {MAX_HOURS}h to come back",
+            f"one request comes back every {limit.per / requests:g} seconds",
+        )
+    return limit
+
+
+RATE_LIMIT = Made(
+    Table(
+        "`rateLimit`",
+        {
+            "requests": Key(
+                Whole(1, MAX_REQUESTS),
+                "Requests that are let through in `per`, over all workers. One more is answered"
+                " with 429, and `Retry-After` says when to come again.",
+                required=True,
+                hint="such as {requests: 100, per: 1s}",
+            ),
+            "per": Key(
+                duration(values.duration_of("1s", "24h"), "1s", "1m"),
+                "The time that `requests` is for, from `1s` to `24h`.",
+                default="1s",
+            ),
+            "burst": Key(
+                Whole(1, MAX_REQUESTS),
+                "Requests that may come at once. They come back one by one, every `per` /"
+                " `requests`: with `burst: 1` requests have to come evenly.",
+                default="as many as `requests`",
+            ),
+            "by": Key(
+                Choice(
+                    LimitBy,
+                    docs={
+                        "route": "all requests of the route together",
+                        "client": "those of each client; of an IPv6 client, those of its /64."
+                        " Behind a trusted proxy it is the client that it names",
+                    },
+                ),
+                "Whose requests are counted together.",
+                default="route",
+            ),
+        },
+        foreign={
+            "rate": "write requests: 100, per: 1s",
+            "average": "write `requests`",
+            "period": "write `per`",
+            "key": "write `by: route` or `by: client`",
+        },
+        short="requests",
+    ),
+    _rate_limit,
+)
