@@ -23,6 +23,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import bpfobjects
 import pytest
 import transfers
 from kernel.test_survival import Crowd, echoing
@@ -96,6 +97,7 @@ class Life:
     due: float = 0.0
     memory: list[tuple[float, int]] = field(default_factory=list)
     files: list[int] = field(default_factory=list)
+    objects: list[set[bpfobjects.Held]] = field(default_factory=list)
     wrong: list[object] = field(default_factory=list)
 
     @property
@@ -151,6 +153,12 @@ class Life:
         self.wrong += [one for one in seen["failures"] if one[0] == "Wrong"]
         assert seen["left"] == 0, seen
 
+    def indices(self) -> int:
+        """Sockets that the kernel's maps have an index for."""
+        maps = bpfobjects.held([self.pid, *children(self.pid)], map_type=bpfobjects.INDEX_OF)
+        assert len(maps) == WORKERS
+        return sum(len(bpfobjects.entries(one)) for one in maps)
+
     def close(self) -> None:
         """End the backends, however far this has come."""
         for far in (self.here, self.there, self.gone):
@@ -185,6 +193,7 @@ class Life:
         self._turn = next(self._turns)
         stats = self.proxy.stats()
         everyone = [stats["pid"], *children(stats["pid"])]
+        self.objects.append(bpfobjects.held(everyone))
         sizes = [memory.pss([pid]) * 1024 for pid in everyone]
         if all(sizes):  # else a worker was on its way out
             self.memory.append((now, sum(sizes)))
@@ -230,6 +239,7 @@ def test_a_week_in_miniature(echo_port: int) -> None:
             )
             crowd.go_on()  # raises what went wrong with one of them
             assert proxy.stats()["pairs"]["spliced"] == SURVIVORS
+            until(lambda: life.indices() == 2 * SURVIVORS, "no other socket has an index", PATIENCE)
         finally:
             crowd.close()
         _judge(life, outcomes)
@@ -238,9 +248,13 @@ def test_a_week_in_miniature(echo_port: int) -> None:
             life.look_at(far)
         assert not life.wrong
         until(lambda: proxy.stats()["kept"]["pairs"] == 0, "no duplicate is left", PATIENCE)
+        until(lambda: life.indices() == 0, "every index is free", PATIENCE)
         os.kill(life.pid, signal.SIGTERM)
         until(lambda: not proxy.admin.exists(), "it stops", PATIENCE)
         proxy.check_log()
+    objects = set().union(*life.objects)
+    # the kernel frees maps and programs some time after their last holder has gone
+    until(lambda: not any(map(bpfobjects.exists, objects)), "every BPF object is gone", PATIENCE)
     # the echo's listener; what nobody holds any more ends by TCP's own timers
     until(lambda: held_sockets() <= before, "every socket is closed", PATIENCE)
 
@@ -257,10 +271,12 @@ def _judge(life: Life, outcomes: list[transfers.Outcome]) -> None:
         f"{life.upgrades} upgrades; {len(broken)} transfers reset, {SURVIVORS} connections lived "
         f"through all; memory {statistics.median(late) / MIB:.1f} MiB, grown by "
         f"{grown / MIB:.1f} MiB; descriptors of the supervisor {min(life.files)} to "
-        f"{max(life.files)}"
+        f"{max(life.files)}; {len(life.objects[-1])} BPF objects held, "
+        f"{len(set().union(*life.objects))} different ones in all"
     )
     assert not wrong, f"L7PROXY_SEED={SEED}: {wrong[:3]}"
     assert min(life.deaths, life.reloads, life.moves, life.upgrades) > 0, "it was too short"
     assert len(broken) <= (life.deaths + life.upgrades) * CONCURRENCY, broken[:3]
     assert grown < GROWTH, life.memory
+    assert len(life.objects[-1]) <= len(life.objects[0]), life.objects[-1]
     assert max(life.files[-5:]) <= max(life.files[: len(life.files) // 2]) + 8, life.files
