@@ -135,6 +135,10 @@ class Rule(StrEnum):
     # that is intended for all recipients of the content." Stripping one of the fields that are
     # guarded below would let a client take from a request what decides over it.
     CONNECTION = "connection"
+    # 417. RFC 9110 section 10.1.1: "A server that receives an Expect field value containing a
+    # member other than 100-continue MAY respond with a 417". It is refused: two readers that take
+    # the field differently disagree on whether a body follows.
+    EXPECT = "expect"
     # 400, or 501 at zero. RFC 9110 section 7.6.2: "Each intermediary that receives a TRACE or
     # OPTIONS request containing a Max-Forwards header field MUST check and update its value prior
     # to forwarding the request. If the received value is zero (0), the intermediary MUST NOT

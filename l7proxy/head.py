@@ -260,11 +260,7 @@ def parse(line: gate.RequestLine, raw: bytes, fields_at: int, max_fields: int) -
         chunked=chunked,
         upgrade=_passed_upgrade(seen[b"upgrade"], options, version) if b"upgrade" in seen else None,
         keep_alive=b"close" not in options and (version == "1.1" or b"keep-alive" in options),
-        # RFC 9110 section 10.1.1: "A server that receives a 100-continue expectation in an
-        # HTTP/1.0 request MUST ignore that expectation."
-        expect_continue=version == "1.1"
-        and b"expect" in seen
-        and b"100-continue" in gate.list_elements(seen[b"expect"]),
+        expect_continue=b"expect" in seen and _expects_continue(seen[b"expect"], version),
         names=tuple([name for name, _ in fields]),
         options=options,
     )
@@ -297,6 +293,14 @@ def _parse_with_h11(raw: bytes, line: gate.RequestLine, fields: gate.Fields) -> 
     ]:
         raise BadRequest(400, Rule.PARSER, "ambiguous header fields")
     return items
+
+
+def _expects_continue(values: list[bytes], version: str) -> bool:
+    if gate.list_elements(values) != [b"100-continue"]:
+        raise BadRequest(417, Rule.EXPECT, "an expectation that nobody has to meet")
+    # RFC 9110 section 10.1.1: "A server that receives a 100-continue expectation in an HTTP/1.0
+    # request MUST ignore that expectation."
+    return version == "1.1"
 
 
 def _passed_upgrade(values: list[bytes], options: frozenset[bytes], version: str) -> bytes | None:

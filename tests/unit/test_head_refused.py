@@ -361,6 +361,11 @@ FIELDS = [
 ]
 
 FRAMING = [
+    Refused("another expectation", fields(b"Expect: x100-continue"), 417, "expect"),
+    Refused("an expectation beside it", fields(b"Expect: 100-continue, x"), 417, "expect"),
+    Refused("an expectation twice", fields(*[b"Expect: 100-continue"] * 2), 417, "expect"),
+    Refused("no expectation", fields(b"Expect:"), 417, "expect"),
+    Refused("an odd expectation in 1.0", fields(b"Expect: y", version=b"1.0"), 417, "expect"),
     Refused(
         "two equal lengths",
         fields(b"Content-Length: 5", b"Content-Length: 5"),
