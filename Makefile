@@ -31,10 +31,11 @@ floors: tools
 object: tools
 	.ci/check-object
 
-coverage: tools ## fails if the unit tests leave out a branch of the routing core
+coverage: tools ## fails if the unit tests leave out a branch of the routing core or of the readers of bodies and responses
 	@mkdir -p build
 	$(PY) -m coverage run -m pytest -q -p no:cacheprovider tests/unit/test_routing*.py \
-		tests/unit/test_gateway_api*.py tests/unit/test_filters.py tests/unit/test_patterns.py
+		tests/unit/test_gateway_api*.py tests/unit/test_filters.py tests/unit/test_patterns.py \
+		tests/unit/test_chunked.py tests/unit/test_response.py
 	$(PY) -m coverage report
 
 survive: tools ## 5,000 spliced connections through killed workers, an upgrade and 20 reloads (as root; a minute or two)

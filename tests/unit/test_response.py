@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from itertools import pairwise
+from types import SimpleNamespace
 
+import h11
 import pytest
 
 from l7proxy.errors import BadResponse
@@ -322,3 +324,35 @@ def test_refused_in_any_cut(data: bytes, rule: str) -> None:
 def test_an_upgrade_that_was_not_offered(fields: list[bytes]) -> None:
     with pytest.raises(BadResponse, match="unasked-upgrade"):
         read(head(*fields, status=b"101 S"), upgrade=b"websocket")
+
+
+class H11Sees:
+    """Stands in for a connection of h11: reads a head that nobody sent."""
+
+    def __init__(self, head: bytes) -> None:
+        self._head = head
+
+    def __call__(self, role: type[h11.Sentinel]) -> h11.Connection:
+        connection = h11.Connection(h11.CLIENT)
+        connection.receive_data(self._head)
+        connection.receive_data = lambda _: None  # type: ignore[method-assign]
+        return connection
+
+
+@pytest.mark.parametrize(
+    "seen",
+    [
+        b"HTTP/1.1 200 O\x00K\r\n\r\n",  # which h11 refuses
+        head(CL, status=b"201 OK"),
+        head(CL, status=b"200 Fine"),
+        head(b"Content-Length: 6"),
+        head(CL, b"X: 1"),
+        head(b"content-length: 5"),
+        b"HTTP/1.1",  # which is no head yet
+    ],
+)
+def test_h11_has_to_agree(seen: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
+    fake = SimpleNamespace(**{**vars(h11), "Connection": H11Sees(seen)})
+    monkeypatch.setattr("l7proxy.response.h11", fake)
+    with pytest.raises(BadResponse, match="parser"):
+        read(head(CL))
