@@ -11,10 +11,15 @@ from collections.abc import Iterator
 from functools import cache
 
 import pytest
+from hypothesis import HealthCheck, settings
 from kernellog import KernelLog
 
 from l7proxy.datapath.sockmap import load_splicers
 from l7proxy.errors import DatapathUnavailable
+
+# How long an example takes says more about the machine.
+settings.register_profile("unhurried", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("unhurried")
 
 
 @cache

@@ -6,6 +6,10 @@ passes while redirected ones still wait to be sent to the same socket are handed
 sk_psock_backlog(), which charges them by skb_set_owner_r() without the socket's lock. Two at once
 change a counter that is no atomic. Neither the verdict nor user space can keep bytes from arriving
 in that moment, and nothing is lost but a few bytes of accounting. It appears once a boot.
+
+Nor are reports that tell of others: that a hypervisor has taken a processor away for many seconds
+(a lockup, a stall of RCU, a task that hangs), or that a process somewhere ran out of memory. They
+are ours if the stack has anything to do with what l7proxy has the kernel do.
 """
 
 from __future__ import annotations
@@ -25,6 +29,13 @@ _KNOWN_WARNING = re.compile(r"WARNING: .*\binet_sock_destruct\+0x")
 _KNOWN_FRAME = re.compile(r"^ sk_psock_destroy\+0x")  # "? name" would be a guess of the unwinder
 _TRACE = re.compile(r"^Call Trace:")
 _END = re.compile(r"^---\[ end trace ")
+
+_STILL = re.compile(
+    r"soft lockup|rcu: INFO|NMI backtrace for cpu \d+$|blocked for more than|invoked oom-killer"
+)
+_OURS = re.compile(r"psock|sk_msg|skmsg|sock_?map|tcp_bpf|bpf_prog_|strp_")
+_STACK_ENDS = re.compile(r"^ </TASK>")
+_USERS = re.compile(r"^traps: ")  # a process did wrong, not the kernel
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,7 +65,16 @@ def sort_out(lines: Sequence[str]) -> Sorted:
                 alarms += [one for one in inside if ALARM.search(one)]
                 at = end + 1
                 continue
-        if ALARM.search(line):
+        if _STILL.search(line):
+            end = next((i for i in range(at, len(lines)) if _STACK_ENDS.match(lines[i])), None)
+            if end is None:
+                return Sorted(tuple(alarms), tuple(known), tuple(lines[at:]))
+            report = lines[at : end + 1]
+            if not any(_OURS.search(one) for one in report):
+                known.append(line)
+                at = end + 1
+                continue
+        if ALARM.search(line) and not _USERS.match(line):
             alarms.append(line)
         at += 1
     return Sorted(tuple(alarms), tuple(known), ())

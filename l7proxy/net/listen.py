@@ -233,6 +233,21 @@ def prepare_late(client: socket.socket) -> None:
         _prepare_accepted(client)
 
 
+def is_taken(address: Address) -> bool:
+    """Whether somebody listens there, so that nobody else can."""
+    is_six = address.is_ipv6 or address.host == "*"
+    host = "::" if address.host == "*" else address.host
+    try:
+        with socket.socket(socket.AF_INET6 if is_six else socket.AF_INET) as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            if is_six:
+                probe.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, int(address.host != "*"))
+            probe.bind((host, address.port))
+    except OSError as error:
+        return error.errno == errno.EADDRINUSE
+    return False
+
+
 def bound_address(sock: socket.socket) -> Address:
     """The address that a TCP socket is really bound to; what port 0 became."""
     host, port = sock.getsockname()[:2]

@@ -24,7 +24,7 @@ from l7proxy.net.messages import (
 from l7proxy.supervisor.workers import Supervisor
 from l7proxy.telemetry import log as operational
 
-SECONDS = 3.0  # that workers may take to answer
+SECONDS = 5.0  # that workers may take to answer
 
 FILTERS = ("state", "way", "listener", "route", "backend", "endpoint", "client")
 

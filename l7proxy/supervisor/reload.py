@@ -30,7 +30,7 @@ from l7proxy.errors import StartupError
 from l7proxy.net.activation import Activation
 from l7proxy.net.channel import ChannelBroken
 from l7proxy.net.interception import make_spares
-from l7proxy.net.listen import ListeningSocket
+from l7proxy.net.listen import ListeningSocket, is_taken
 from l7proxy.net.messages import (
     Abandon,
     Commit,
@@ -45,7 +45,7 @@ from l7proxy.net.messages import (
 )
 from l7proxy.supervisor import loading
 from l7proxy.supervisor.loading import Result
-from l7proxy.supervisor.serving import Opener, Refused, Serving, changes, tell
+from l7proxy.supervisor.serving import Opener, Refused, Serving, changes, deserted, tell
 from l7proxy.supervisor.workers import Supervisor
 from l7proxy.telemetry.counters import Rows
 from l7proxy.telemetry.log import event
@@ -57,6 +57,7 @@ GATHER = 0.02  # seconds in which addresses of names become one message to the w
 PREPARE_SECONDS = 60.0  # that a worker may take to build a policy
 NAMES_SECONDS = 3.0  # ... and new names to get their first answer
 COMMIT_SECONDS = 10.0  # ... to swap it
+CLOSE_SECONDS = 10.0  # ... to close sockets that are to go
 GRACE = 1.0  # seconds in which handshakes that are under way reach a socket that is to go
 
 _FDS = 200  # sockets in one message
@@ -421,10 +422,14 @@ class Reloader:
         if self._leaving:
             await asyncio.sleep(GRACE)
         self.supervisor.send_workers(Retire(tuple(self._leaving)))
-        for one in self._leaving.values():
+        leaving, self._leaving = self._leaving, {}
+        for one in leaving.values():
             one.close()
-        self._leaving = {}
         self._opener.keep(self.serving)
+        # the next policy may want a port again, and workers have descriptors, too
+        gone, until = deserted(leaving.values(), self.serving), time.monotonic() + CLOSE_SECONDS
+        while any(map(is_taken, gone)) and time.monotonic() < until:
+            await asyncio.sleep(0.01)
 
     # ---- what it tells
 

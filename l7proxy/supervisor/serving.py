@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 
@@ -138,6 +138,14 @@ def tell(listener: Listener, one: ListeningSocket) -> None:
     log.info(
         event("listening", name=listener.name, address=one.address, protocol=listener.protocol)
     )
+
+
+def deserted(leaving: Iterable[ListeningSocket], serving: Serving) -> list[Address]:
+    """Where those that go listen on ports that none of the policy's sockets has."""
+    kept = [one.address for one in serving.sockets.values()]
+    ports = {address.port for address in kept if isinstance(address, Address)}
+    own = [one.address for one in leaving if not one.passed]
+    return [one for one in own if isinstance(one, Address) and one.port not in ports]
 
 
 def _key(listener: Listener) -> tuple[object, str]:

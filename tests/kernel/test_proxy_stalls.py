@@ -142,17 +142,25 @@ def test_a_client_that_reads_nothing(endless: Endless, datapath: str) -> None:
     with Proxy(POLICY.format(port=endless.port), datapath) as proxy:
         (worker,) = proxy.workers
         measures = [host_memory, tcp_memory, lambda: resident(worker)]
-        before = [measure() for measure in measures]
-        client = ask(proxy)
-        grown = growth_since(before, measures)
-        if max(grown) >= MOST:  # is it this connection, or somebody else on this host?
+        told: list[str] = []
+        for _ in range(TRIES):
+            before = [measure() for measure in measures]
+            client = ask(proxy)
+            grown = growth_since(before, measures)
+            if max(grown) < MOST:
+                break
+            # is it this connection, or somebody else on this host?
             held = host_memory()
             client.reset()
             proxy.settled()
             time.sleep(0.3)
             released = held - host_memory()
-            assert released < MOST, f"{released} bytes came free with it; grown by {grown}"
-            client = ask(proxy)
+            if released < MOST:
+                client = ask(proxy)
+                break
+            told.append(f"{released} bytes came free with it; grown by {grown}")
+        else:
+            pytest.fail("; ".join(told))
 
         # It reads on, a little at first, and then all of it.
         with client:

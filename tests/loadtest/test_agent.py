@@ -37,7 +37,7 @@ def _agent(host: str) -> Iterator[subprocess.Popen[bytes]]:
     finally:
         process.terminate()
         try:
-            process.wait(20)
+            process.wait(60)
         finally:
             process.kill()
 
@@ -93,7 +93,7 @@ class TestHost:
             with pytest.raises(LoadTestError):
                 checks.check(running.addresses, host.origins)
         for process in agents.values():
-            assert process.wait(20) == 0
+            assert process.wait(60) == 0
 
     def test_direct_is_the_origins(self, agents: dict[str, subprocess.Popen[bytes]]) -> None:
         with ContainerHost(HOSTS) as host:
@@ -130,7 +130,7 @@ class TestHost:
         self, agents: dict[str, subprocess.Popen[bytes]], monkeypatch: pytest.MonkeyPatch
     ) -> None:
         def connect(remote: Remote, patience: float = 0) -> None:
-            known(remote, 20)
+            known(remote, 60)
             remote.mark = "load-elsewhere"  # as if /proc were that of another pid namespace
 
         known = Remote.connect
@@ -182,7 +182,7 @@ class TestCalls:
             remote.call("origin", listen=ALONE)
             [origin] = remote.pids()
             process.terminate()
-            assert process.wait(20) == 0
+            assert process.wait(60) == 0
             assert not Path(f"/proc/{origin}").exists()
 
 
@@ -197,7 +197,7 @@ def _kill(pids: frozenset[int]) -> None:
         os.kill(pid, 9)
 
 
-def _until(true: object, seconds: float = 5.0) -> None:
+def _until(true: object, seconds: float = 60.0) -> None:
     assert callable(true)
     deadline = time.monotonic() + seconds
     while not true():

@@ -54,7 +54,7 @@ def test_its_program_accepts_it(contender: Contender, tmp_path: Path) -> None:
             cwd=ROOT,
             capture_output=True,
             text=True,
-            timeout=30,
+            timeout=120,
             check=False,
         )
         assert done.returncode == 0, done.stdout + done.stderr

@@ -32,7 +32,7 @@ def _run(output: Path, *arguments: str) -> tuple[int, str, list[Results]]:
         cwd=ROOT / "docker",
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=300,
         check=False,
     )
     found = [results.read(path) for path in output.glob("*.json")]

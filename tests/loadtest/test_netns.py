@@ -60,7 +60,7 @@ def _run(script: str) -> str:
         cwd=machine.ROOT / "docker",
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=180,
         check=False,
     )
     assert done.returncode == 0, done.stderr

@@ -102,3 +102,53 @@ def test_a_report_that_never_ends_fails():
     assert log.alarms() == [WARNING, "Call Trace:"]
     assert log.known == []
     log.close()
+
+
+LOCKUP = """\
+watchdog: BUG: soft lockup - CPU#1 stuck for 26s! [python:4711]
+CPU: 1 UID: 0 PID: 4711 Comm: python Not tainted 6.18.44-fc-v669 #1 PREEMPT(none)
+RIP: 0010:finish_task_switch.isra.0+0x8d/0x2b0
+Call Trace:
+ <TASK>
+ __schedule+0x2b/0x1d0
+ ep_poll+0x316/0x380
+ do_epoll_wait+0x18c/0x350
+ </TASK>
+""".splitlines()
+
+
+@pytest.mark.parametrize(
+    "first",
+    [
+        LOCKUP[0],
+        "rcu: INFO: rcu_sched self-detected stall on CPU",
+        "NMI backtrace for cpu 0",
+        "INFO: task chromium:811 blocked for more than 122 seconds.",
+        "chromium invoked oom-killer: gfp_mask=0x140cca(GFP_HIGHUSER_MOVABLE), order=0",
+    ],
+)
+def test_a_machine_that_stands_still_fails_nobody(first):
+    lines = ["eth0: link up", first, *LOCKUP[1:], "eth0: link down"]
+    found = sort_out(lines)
+    assert (found.alarms, found.known, found.rest) == ((), (first,), ())
+
+
+@pytest.mark.parametrize(
+    "frame", ["sk_psock_backlog+0x1/0x2", "bpf_prog_1234_verdict+0x1/0x2", "tcp_bpf_sendmsg+0x1/2"]
+)
+def test_a_lockup_in_what_we_have_the_kernel_do_fails(frame):
+    found = sort_out([line.replace("ep_poll+0x316/0x380", frame) for line in LOCKUP])
+    assert found.known == ()
+    assert LOCKUP[0] in found.alarms
+
+
+def test_another_alarm_behind_a_lockup_fails():
+    found = sort_out([*LOCKUP, *OTHERS["another way to it"]])
+    assert WARNING in found.alarms
+
+
+def test_a_process_that_did_wrong_fails_nobody():
+    text = "[811] general protection fault ip:7f2 sp:7ffd error:0 in libc.so.6[7f3,1]"
+    assert sort_out([f"traps: chromium{text}"]).alarms == ()
+    kernel = "Oops: general protection fault, probably for non-canonical address 0xdead: 0000 [#1]"
+    assert sort_out([kernel]).alarms == (kernel,)

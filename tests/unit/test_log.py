@@ -31,7 +31,7 @@ def logged(script: str, level: str = "info") -> list[str]:
         "import logging\nfrom l7proxy.telemetry.log import configure, event\n"
         f"configure({level!r})\nlog = logging.getLogger('l7proxy.x')\n{script}\n"
     )
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, timeout=20)
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, timeout=120)
     assert done.returncode == 0
     return done.stderr.decode().split("\n")[:-1]
 

@@ -124,10 +124,10 @@ class Room:
 
     async def __aexit__(self, *_: object) -> None:
         self.channel.close()
-        assert await asyncio.wait_for(self._task, 5) == GONE
+        assert await asyncio.wait_for(self._task, 60) == GONE
 
     async def until(self, true: Callable[[], bool]) -> None:
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(60):
             while not true():
                 for received in self.channel.receive():
                     self.heard.append(received.message)
@@ -139,7 +139,7 @@ class Room:
         return None if row is None else row.checked
 
 
-RULES = HealthCheck(interval=0.05, timeout=1.0, healthy=2, unhealthy=2)
+RULES = HealthCheck(interval=0.05, timeout=30.0, healthy=2, unhealthy=2)
 
 
 async def open_port(port: int = 0) -> asyncio.Server:
@@ -262,7 +262,7 @@ def test_thousands_of_names_at_once(board: HealthBoard, monkeypatch: pytest.Monk
         await asyncio.sleep(1.0)
         found: dict[str, tuple[str, ...]] = {}
         messages = 0
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(60):
             while len(found) < len(many):
                 for received in end.receive():
                     found.update(received.message.names)

@@ -16,7 +16,9 @@ from l7proxy.telemetry.findings import Finding, Trouble
 
 pytestmark = pytest.mark.net
 
-HTTP = HealthCheck(ProbeType.HTTP, path="/health?x", timeout=5.0, statuses=((200, 299), (404, 404)))
+HTTP = HealthCheck(
+    ProbeType.HTTP, path="/health?x", timeout=60.0, statuses=((200, 299), (404, 404))
+)
 OK = b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\nready"
 
 Serve = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
@@ -52,7 +54,7 @@ class Served:
             self._over.set()
 
     async def finish(self) -> None:
-        await asyncio.wait_for(self._over.wait(), 10)
+        await asyncio.wait_for(self._over.wait(), 60)
         await asyncio.sleep(0.01)  # the other end's transport closes too
 
 
@@ -106,7 +108,7 @@ def chunked(*pieces: bytes) -> bytes:
     ],
 )
 def test_the_body_has_to_hold_the_text(answer: bytes, finding: Finding) -> None:
-    rules = HealthCheck(ProbeType.HTTP, timeout=5.0, body="ready", statuses=((200, 299),))
+    rules = HealthCheck(ProbeType.HTTP, timeout=60.0, body="ready", statuses=((200, 299),))
     assert asyncio.run(checked(answers(answer), rules))[0] == finding
 
 
@@ -143,7 +145,7 @@ async def silent(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> 
 
 
 def test_a_connection_is_enough_for_tcp() -> None:
-    assert asyncio.run(checked(silent, HealthCheck(timeout=5.0)))[0] == Finding()
+    assert asyncio.run(checked(silent, HealthCheck(timeout=60.0)))[0] == Finding()
 
 
 def test_who_does_not_answer_in_time() -> None:
@@ -163,7 +165,9 @@ def test_who_answers_for_ever() -> None:
     assert asyncio.run(checked(endless, rules))[0] == Finding(Trouble.TIMEOUT)
 
 
-@pytest.mark.parametrize("rules", [HealthCheck(timeout=0.2), HealthCheck(ProbeType.HTTP)])
+@pytest.mark.parametrize(
+    "rules", [HealthCheck(timeout=60.0), HealthCheck(ProbeType.HTTP, timeout=60.0)]
+)
 def test_refused(rules: HealthCheck) -> None:
     address = Address("127.0.0.1", refusing_port())
     found = asyncio.run(checks.check(address, rules, "app.test"))

@@ -81,8 +81,8 @@ def test_without_a_pipe_the_bytes_are_copied(monkeypatch):
 
     with far_client, far_backend, client, backend:
         far_client.sendall(b"first ")
-        far_client.settimeout(5)
-        far_backend.settimeout(5)
+        far_client.settimeout(60)
+        far_backend.settimeout(60)
         pair.ready(Side.CLIENT, select.EPOLLIN)
         assert far_backend.recv(100) == b"first "
         monkeypatch.setattr("l7proxy.datapath.relay.os.pipe2", no_pipe)
@@ -113,7 +113,7 @@ class Calm:
         self.pair = RelayedPair(self.connection, copy=copy)  # type: ignore[arg-type]
         self.connection.pair = self.pair
         for far in (self.far_client, self.far_backend):
-            far.settimeout(5)
+            far.settimeout(60)
 
     def turn(self, side: Side, data: bytes) -> None:
         """One turn that moves `data` from `side`, read at the other end."""

@@ -25,7 +25,7 @@ class Listening:
     def __init__(self, name: str) -> None:
         self.sock = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
         self.sock.bind("\0" + name[1:] if name.startswith("@") else name)
-        self.sock.settimeout(10)
+        self.sock.settimeout(60)
         self.fds: list[int] = []
 
     def read(self) -> list[str]:

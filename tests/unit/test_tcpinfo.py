@@ -49,7 +49,7 @@ def ends() -> Iterator[tuple[socket.socket, socket.socket]]:
 
 def eventually(sock: socket.socket, **wanted: int) -> TcpInfo:
     """Loopback is quick, not immediate."""
-    deadline = time.monotonic() + 5
+    deadline = time.monotonic() + 60
     while True:
         info = tcp_info(sock)
         if all(getattr(info, name) == value for name, value in wanted.items()):
@@ -129,9 +129,11 @@ def test_silence_is_told_in_milliseconds(ends: tuple[socket.socket, socket.socke
     passed = (time.monotonic() - began) * 1000
     for ms in silent:
         assert 90 <= ms <= passed + 100
+    began = time.monotonic()
     one.sendall(b"x")
     two.recv(1)
-    assert tcp_info(two).last_data_recv < 90
+    heard = tcp_info(two).last_data_recv
+    assert heard <= (time.monotonic() - began) * 1000 + 50
 
 
 def test_a_reset_connection_can_still_be_asked(ends: tuple[socket.socket, socket.socket]) -> None:
