@@ -143,7 +143,11 @@ class Proxy:
     def _kill(self) -> None:
         """End what still runs; workers leave by themselves when their supervisor is gone."""
         if self.process.poll() is None:
+            below = children(self.process.pid)  # a guardian's supervisor would go on without it
             self.process.kill()
+            for pid in below:
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)
         else:  # one that took over may be there
             with contextlib.suppress(OSError, http.client.HTTPException):
                 os.kill(self.stats()["pid"], signal.SIGKILL)

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import argparse
+import os
 
 from l7proxy.commands.common import PATH_HELP, Subparsers
+from l7proxy.net.messages import GUARDIAN, SUCCESSION
 
 _EXIT_CODES = """\
 SIGHUP (or `l7proxy reload`) reads the policy again; a bad one is refused, the old one goes on.
@@ -18,6 +20,8 @@ exit codes:
   2  the command line is wrong
   3  stopped, and connections had to be reset; the last line of the log says how many
   4  stopped, but a worker could not be ended (the reason is in the log)
+  5  with --guardian: supervisors died one after the other, everything was reset
+ >128  with --guardian: the supervisor died by signal N-128 while it was to end
 """
 
 
@@ -115,10 +119,22 @@ def add(commands: Subparsers) -> None:
         " of descriptors, for whoever starts next (systemctl restart), instead of draining; needs"
         " FileDescriptorStoreMax=",
     )
+    run.add_argument(
+        "--guardian",
+        action="store_true",
+        help="run below a small process that has everything once more: if the supervisor is killed,"
+        " it starts the next one, and spliced connections live on. It is the main process then,"
+        " passes signals on, reaps what a container's process 1 has to, and lets `upgrade` work"
+        " there",
+    )
     run.set_defaults(command=_run)
 
 
 def _run(options: argparse.Namespace) -> int:
+    if options.guardian and not {SUCCESSION, GUARDIAN} & os.environ.keys():
+        from l7proxy.supervisor import guardian
+
+        return guardian.run(options.log_level)
     from l7proxy.supervisor import launch
 
     return launch.run(

@@ -82,6 +82,7 @@ class Activation:
         """Let go of them; whoever opened them has them still."""
         for one in self._sockets:
             one.sock.close()
+        self._sockets.clear()  # a later policy opens what it needs
 
 
 def _listening(fd: int) -> socket.socket | None:

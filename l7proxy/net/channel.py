@@ -159,7 +159,9 @@ class Channel:
                 )
             except BlockingIOError:
                 return
-            except OSError as error:  # ECONNRESET: gone, with messages that it had not read
+            except ConnectionResetError:
+                continue  # gone, with messages that it had not read; what it said is still here
+            except OSError as error:
                 raise ChannelClosed("the other end has gone") from error
             fds = _descriptors(control)
             if not data:

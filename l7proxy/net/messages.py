@@ -316,8 +316,60 @@ class Taken:
     pairs: int
 
 
+# ---- to the guardian, and back (`guardian`): besides what a predecessor says
+
+
+@dataclass(frozen=True, slots=True)
+class Withdrawn:
+    """The guardian is to let go of these pairs. `resets`: they have not ended, and are to now."""
+
+    slot: int
+    pairs: tuple[int, ...]
+    resets: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Returned:
+    """They are closed."""
+
+    slot: int
+    pairs: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Heir:
+    """This process may take the place of who says so; the other end of its channel comes along."""
+
+    pid: int
+
+
+@dataclass(frozen=True, slots=True)
+class Succeeded:
+    """The heir has. `adopts`: all pairs are its own now."""
+
+    adopts: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Installed:
+    """To whoever took a place: it is the supervisor from now on."""
+
+
+@dataclass(frozen=True, slots=True)
+class Farewell:
+    """This supervisor ends in order: nobody is to take its place, and nothing is listened to."""
+
+
+SUCCESSION = "L7PROXY_SUCCESSION"
+"""In the environment of a process that is to take another one's place: its end of the channel."""
+GUARDIAN = "L7PROXY_GUARDIAN"
+"""In the environment of a supervisor that has one: its end of the channel, and whose the other is.
+"""
+
 FROM_PREDECESSOR = (Estate, Listening, Maps, Entrusted, Complete)
 FROM_SUCCESSOR = (Ready, Taken)
+TO_GUARDIAN = (*FROM_PREDECESSOR, Withdrawn, Heir, Succeeded, Farewell)
+FROM_GUARDIAN = (Returned, Installed)
 
 MOST_PAIRS = 100
 """Pairs in one message: each has two descriptors, and the kernel takes 253."""

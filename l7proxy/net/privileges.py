@@ -35,6 +35,7 @@ _VERSION_3 = 0x20080522
 # linux/prctl.h
 _PR_CAPBSET_READ = 23
 _PR_CAPBSET_DROP = 24
+_PR_SET_CHILD_SUBREAPER = 36
 _PR_SET_NO_NEW_PRIVS = 38
 _PR_CAP_AMBIENT = 47
 _PR_CAP_AMBIENT_CLEAR_ALL = 4
@@ -135,6 +136,11 @@ def drop(to: Account | None) -> None:
     status = "/proc/self/status"
     if any(_status_field(status, name) for name in ("CapEff", "CapPrm", "CapInh", "CapAmb")):
         raise StartupError("cannot give up privileges: a capability is left")
+
+
+def inherit_orphans() -> None:
+    """Have children of children that have died become this process's own. Raises OSError."""
+    _prctl(_PR_SET_CHILD_SUBREAPER, 1)
 
 
 def raise_nofile() -> tuple[int, int]:

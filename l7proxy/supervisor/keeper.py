@@ -8,8 +8,9 @@ The facts, and what follows:
   shuts it down, or disconnects it (`dial.reset_now`), and then says that it has ended. The place in
   the SOCKMAP is free when the last descriptor is closed, so the worker is told of that.
 - A worker reads strangers' bytes. What it hands over is believed to be descriptors, no more, and so
-  many as it has pairs. close(2) of a socket that lingers would wait, and the worker can make it
-  linger: it is told not to before each close.
+  many as it has pairs.
+- Where there is a guardian, it has one more duplicate of each, and is the last to close it
+  (`guarded`).
 - Descriptors in a message that finds no room in this process's table are lost. Such pairs are not
   kept: they end with their worker, by a reset, as do those beyond `most`.
 - A pair that brings down whoever adopts it would bring down worker after worker: after `TRIES`
@@ -20,34 +21,29 @@ from __future__ import annotations
 
 import logging
 import os
-import socket
-import struct
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 from l7proxy.net.channel import ChannelBroken, Received
+from l7proxy.net.kept import DELIVER, RESET, Kept, batches, let_go
 from l7proxy.net.messages import MOST_PAIRS, Adopted, Dropped, Ended, Spliced
+from l7proxy.supervisor.guarded import Guarded
 from l7proxy.telemetry.log import event
-from l7proxy.worker.handover import Kept
 
 log = logging.getLogger(__name__)
 
 TRIES = 3  # successors that may die while they adopt
 
-_LARGE = 24 * 1024  # characters of records in one message
-
-_RESET = struct.pack("ii", 1, 0)
-_DELIVER = struct.pack("ii", 0, 0)
-
 
 class Keeper:
     """The kept pairs of all slots, by the index of their client."""
 
-    def __init__(self, slots: int, pairs: int, most: int) -> None:
+    def __init__(self, slots: int, pairs: int, most: int, guarded: Guarded | None = None) -> None:
         """`pairs`: how many a worker can have; `most`: how many are kept, over all workers."""
         self._pairs = pairs
         self._most = most
         self._kept: list[dict[int, Kept]] = [{} for _ in range(slots)]
         self._deaths = [0] * slots  # since the last adoption that came to its end
+        self._guarded = guarded
 
     # ---- what workers say
 
@@ -82,10 +78,12 @@ class Keeper:
         for at, index in enumerate(message.pairs):
             pair = Kept(fds[2 * at], fds[2 * at + 1], message.records[at])
             if index in kept or room <= 0:
-                _let_go(pair, _RESET)  # as it is set already, while it lives
-            else:
-                kept[index] = pair
-                room -= 1
+                let_go(pair, RESET)  # as it is set already, while it lives
+                continue
+            kept[index] = pair
+            room -= 1
+            if self._guarded is not None:
+                self._guarded.keep(slot, index, pair)
         return []
 
     def _end(self, slot: int, pairs: Sequence[int]) -> list[Dropped]:
@@ -93,8 +91,9 @@ class Keeper:
         for index in pairs:
             pair = kept.pop(index, None)
             if pair is not None:
-                _let_go(pair, _DELIVER)
-        return [Dropped(tuple(pairs))]
+                let_go(pair, DELIVER)
+        free = pairs if self._guarded is None else self._guarded.end(slot, pairs)
+        return [Dropped(tuple(free))] if free else []
 
     def _adopted(self, slot: int, message: Adopted) -> None:
         self._deaths[slot] = 0
@@ -121,6 +120,8 @@ class Keeper:
 
     def orphaned(self, slot: int) -> int:
         """The worker in this slot has died; how many pairs its successor is to adopt."""
+        if self._guarded is not None:
+            self._guarded.forget(slot)
         if not self._kept[slot]:
             return 0
         self._deaths[slot] += 1
@@ -133,15 +134,7 @@ class Keeper:
 
     def batches(self, slot: int) -> Iterator[tuple[tuple[int, ...], tuple[Kept, ...]]]:
         """All pairs of a slot, as many at a time as a message takes."""
-        pairs, size = [], 0
-        for index, one in self._kept[slot].items():
-            pairs.append((index, one))
-            size += len(one.record)
-            if len(pairs) == MOST_PAIRS or size > _LARGE:
-                yield tuple(index for index, _ in pairs), tuple(one for _, one in pairs)
-                pairs, size = [], 0
-        if pairs:
-            yield tuple(index for index, _ in pairs), tuple(one for _, one in pairs)
+        return batches(self._kept[slot].items())
 
     def entrust(self, slot: int, index: int, pair: Kept) -> None:
         """Keep a pair that another l7proxy has kept."""
@@ -149,24 +142,10 @@ class Keeper:
 
     def drop(self, slot: int) -> None:
         """Reset what is kept of this slot: nobody is going to adopt it."""
-        self._close(self._kept[slot].values())
+        for pair in self._kept[slot].values():
+            let_go(pair, RESET)
+        if self._guarded is not None:
+            self._guarded.end(slot, tuple(self._kept[slot]), resets=True)
+            self._guarded.forget(slot)
         self._kept[slot].clear()
         self._deaths[slot] = 0
-
-    def _close(self, pairs: Iterable[Kept]) -> None:
-        for pair in pairs:
-            _let_go(pair, _RESET)
-
-
-def _let_go(pair: Kept, linger: bytes) -> None:
-    for fd in (pair.client, pair.backend):
-        try:
-            sock = socket.socket(socket.AF_INET, socket.SOCK_STREAM, 0, fileno=fd)
-        except OSError:  # no socket at all
-            os.close(fd)
-            continue
-        with sock:
-            try:
-                sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, linger)
-            except OSError:
-                pass

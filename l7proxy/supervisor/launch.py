@@ -25,10 +25,11 @@ from l7proxy.config.fingerprint import Fingerprint, fingerprint
 from l7proxy.errors import StartupError
 from l7proxy.net import bundle, privileges
 from l7proxy.net.activation import Activation
-from l7proxy.net.channel import Received
-from l7proxy.net.messages import FROM_PROBER, FROM_WORKER, Rotated, Stop
+from l7proxy.net.channel import Channel, Received
+from l7proxy.net.messages import FROM_PROBER, FROM_WORKER, Dropped, Rotated, Stop
 from l7proxy.net.systemd import Manager, take_passed
 from l7proxy.supervisor import loading
+from l7proxy.supervisor.guarded import Guarded
 from l7proxy.supervisor.inquiry import Inquiry
 from l7proxy.supervisor.keeper import Keeper
 from l7proxy.supervisor.managing import Managing
@@ -39,7 +40,7 @@ from l7proxy.supervisor.scraping import Boards, Scraper
 from l7proxy.supervisor.serving import tell
 from l7proxy.supervisor.stats import collect
 from l7proxy.supervisor.storing import restore, store
-from l7proxy.supervisor.succession import Heritage
+from l7proxy.supervisor.succession import Heritage, bequeath
 from l7proxy.supervisor.upgrading import LEAVE_SECONDS, Upgrader
 from l7proxy.supervisor.watching import watch
 from l7proxy.supervisor.way import Way, choose, load, room
@@ -93,8 +94,10 @@ class _Parts:
     seen: Fingerprint
     managing: Managing
     keeper: Keeper
+    pairs: int
     upgrader: Upgrader
     heritage: Heritage | None
+    guarded: Guarded | None
 
 
 def run(options: Options) -> int:
@@ -103,7 +106,7 @@ def run(options: Options) -> int:
     # Until there is somebody to hear it: see `Supervisor.run`. A policy that changes while we start
     # is then loaded at once.
     signal.pthread_sigmask(signal.SIG_BLOCK, AWAITED)
-    manager, passed = Manager.take(), take_passed()
+    manager, passed, guarded = Manager.take(), take_passed(), Guarded.take()
     heritage = Heritage.take() or restore(passed, manager)
     activation = Activation(passed) if heritage is None else heritage.activation
     seen = fingerprint(options.policy)
@@ -141,7 +144,7 @@ def run(options: Options) -> int:
         reloader.pairs = max(limits, pairs * workers)
     # as many descriptors again as all that is not kept may need
     keeper = Keeper(
-        workers, pairs, max(0, files - _KEEPER_RESERVE) // 2 if files > 0 else _MOST_KEPT
+        workers, pairs, max(0, files - _KEEPER_RESERVE) // 2 if files > 0 else _MOST_KEPT, guarded
     )
     access_log = AccessLog.open(options.access_log)
 
@@ -254,7 +257,14 @@ def run(options: Options) -> int:
     def drain() -> None:
         managing.stopping()
         reloader.stop()
+        if guarded is not None:
+            guarded.farewell()
 
+    apart: frozenset[int] = frozenset()  # of this process alone
+    if guarded is not None:
+        apart |= guarded.descriptors
+    if heritage is not None and heritage.channel is not None:
+        apart |= {heritage.channel.fileno()}
     supervisor = reloader.supervisor = inquiry.supervisor = Supervisor(
         workers,
         child,
@@ -264,6 +274,7 @@ def run(options: Options) -> int:
         accepts=FROM_WORKER,
         prober_accepts=FROM_PROBER,
         inherited=reloader.inherited,
+        apart=apart,
         on_start=reloader.on_start,
         bequeathed=keeper.descriptors,
         on_message=hear,
@@ -287,7 +298,7 @@ def run(options: Options) -> int:
         ),
         lambda: supervisor.draining,
     )
-    upgrader = Upgrader(supervisor, reloader, keeper, way.splicers, pairs, manager)
+    upgrader = Upgrader(supervisor, reloader, keeper, way.splicers, pairs, manager, guarded)
     reloader.on_request = managing.reloading
     backends = Backends(health.slot(workers + 1))
     parts = _Parts(
@@ -302,31 +313,57 @@ def run(options: Options) -> int:
         seen=seen,
         managing=managing,
         keeper=keeper,
+        pairs=pairs,
         upgrader=upgrader,
         heritage=heritage,
+        guarded=guarded,
     )
-    return asyncio.run(_serve(parts))
+    code = asyncio.run(_serve(parts))
+    if guarded is not None:
+        guarded.leave()
+    return code
 
 
 async def _serve(parts: _Parts) -> int:
     options, supervisor, reloader = parts.options, parts.supervisor, parts.reloader
     way, shared, keeper = parts.way, parts.shared, parts.keeper
-    heritage, managing = parts.heritage, parts.managing
+    heritage, managing, guarded = parts.heritage, parts.managing, parts.guarded
     begun = time.monotonic()
 
     def stats() -> dict[str, Any]:
         found = collect(supervisor, reloader, way, shared, time.monotonic() - begun)
         found["kept"] = {"pairs": keeper.total, "adopted": shared.total(Counter.ADOPTED)}
+        if guarded is not None:
+            found["kept"]["guarded"] = guarded.pairs if guarded.is_there else None
         found |= {"backends": groups()}
         return found | {"condition": condition(found)}
+
+    def take_place(guarded: Guarded, heritage: Heritage) -> None:
+        """What came from the l7proxy before, the guardian has; what came from a store, not yet."""
+        for slot in range(supervisor.configured):
+            for index, one in keeper.of(slot).items():
+                if heritage.channel is None:
+                    guarded.keep(slot, index, one)
+                else:
+                    guarded.has(slot, index)
+        if heritage.channel is not None:
+            guarded.await_installed()
 
     def groups() -> dict[str, Any]:
         serving = reloader.serving
         return parts.backends.stats(serving.number, serving.policy, reloader.resolved)
 
+    def tell_estate(end: Channel) -> None:
+        named = ((listener.name, one) for listener, one in reloader.serving.listeners())
+        bequeath(end, named, way.splicers, parts.pairs)
+
     async def first() -> None:
+        if guarded is not None:
+            guarded.tell(tell_estate)
         if heritage is not None:
             heritage.enter(keeper)
+            if guarded is not None:
+                take_place(guarded, heritage)
             for slot in range(supervisor.configured if not way.splicers else 0):
                 keeper.drop(slot)  # nothing is spliced here, so nobody can adopt it
             for slot in range(supervisor.configured):
@@ -383,6 +420,10 @@ async def _serve(parts: _Parts) -> int:
     beside = [asyncio.create_task(_watch(shared)), asyncio.create_task(managing.beat())]
     if options.watch:
         beside.append(asyncio.create_task(watch(options.policy, parts.seen, reloader.request)))
+    if guarded is not None:
+        guarded.on_free = lambda slot, free: supervisor.send(slot, Dropped(free))
+        reloader.on_sockets = partial(guarded.renew, tell_estate)
+        guarded.attach()
     try:
         if not replaces:
             await open_admin()
@@ -390,6 +431,8 @@ async def _serve(parts: _Parts) -> int:
             beside.append(asyncio.create_task(open_admin()))
         return await supervisor.run(ready, first)
     finally:
+        if guarded is not None:
+            guarded.detach()
         for task in beside:
             task.cancel()
         await admin.close()

@@ -111,6 +111,7 @@ class Reloader:
         self._news: dict[str, tuple[str, ...]] = {}  # of `resolved`, what workers were not told yet
         self.resolved: dict[str, tuple[str, ...]] = {}
         self.on_request: Callable[[asyncio.Future[Outcome]], None] = lambda _outcome: None
+        self.on_sockets: Callable[[], None] = lambda: None  # others are listened to now
         self.user: int | None = None  # whom workers run as, if not as we do
         self.pairs: int | None = None  # that the BPF maps hold, if there are any
         self.current: Serving | None = None
@@ -402,6 +403,7 @@ class Reloader:
         for listener, one in new.listeners():
             one.set_mode(listener.mode)
         os.close(old.policy)
+        self.on_sockets()
 
     def _give_up(self, new: Serving | None) -> None:
         self._preparing = None

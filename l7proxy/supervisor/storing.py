@@ -26,12 +26,12 @@ from l7proxy.datapath.sockmap import Splicer, inherit_splicer
 from l7proxy.net import channel
 from l7proxy.net.activation import Activation
 from l7proxy.net.channel import ChannelBroken
+from l7proxy.net.kept import Kept
 from l7proxy.net.listen import ListeningSocket
 from l7proxy.net.systemd import Manager, Passed
 from l7proxy.supervisor.keeper import Keeper
 from l7proxy.supervisor.succession import Heritage, layout
 from l7proxy.telemetry.log import event
-from l7proxy.worker.handover import Kept
 
 log = logging.getLogger(__name__)
 

@@ -32,9 +32,11 @@ from l7proxy.errors import StartupError
 from l7proxy.net import channel
 from l7proxy.net.activation import Activation
 from l7proxy.net.channel import MAX_FDS, Channel, ChannelBroken, ChannelClosed, Received
+from l7proxy.net.kept import Kept
 from l7proxy.net.listen import ListeningSocket
 from l7proxy.net.messages import (
     FROM_PREDECESSOR,
+    SUCCESSION,
     Complete,
     Entrusted,
     Estate,
@@ -46,9 +48,7 @@ from l7proxy.net.messages import (
 from l7proxy.net.systemd import Passed
 from l7proxy.supervisor.keeper import Keeper
 from l7proxy.worker import handover
-from l7proxy.worker.handover import Kept
 
-VARIABLE = "L7PROXY_SUCCESSION"  # the descriptor of its end of the channel, for the new one
 PATIENCE = 60.0  # seconds that either waits for the other's next word
 
 _LAYOUT = 1  # of the messages here
@@ -77,7 +77,7 @@ class Heritage:
     @classmethod
     def take(cls) -> Heritage | None:
         """What was left to this process, if it is to take another one's place."""
-        number = os.environ.pop(VARIABLE, "")
+        number = os.environ.pop(SUCCESSION, "")
         if not number.isdecimal():
             return None
         sock = socket.socket(fileno=int(number))

@@ -2,6 +2,7 @@
 
 The successor is a child with the same command line, so it is whatever stands in that place now:
 another release, another policy. It has to say that it could start before anything is given up.
+Where there is a guardian, it gets a channel to it as well (`guarded`).
 """
 
 from __future__ import annotations
@@ -15,10 +16,12 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from l7proxy.datapath.sockmap import Splicer
+from l7proxy.net import channel
 from l7proxy.net.channel import Channel, ChannelBroken, ChannelClosed
-from l7proxy.net.messages import FROM_SUCCESSOR, Ready, Taken
+from l7proxy.net.messages import FROM_SUCCESSOR, SUCCESSION, Ready, Taken
 from l7proxy.net.systemd import Manager
 from l7proxy.supervisor import succession
+from l7proxy.supervisor.guarded import Guarded
 from l7proxy.supervisor.keeper import Keeper
 from l7proxy.supervisor.reload import Reloader
 from l7proxy.supervisor.workers import Supervisor
@@ -61,6 +64,7 @@ class Upgrader:
         splicers: tuple[Splicer, ...],
         pairs: int,
         manager: Manager,
+        guarded: Guarded | None = None,
     ) -> None:
         self._supervisor = supervisor
         self._reloader = reloader
@@ -68,7 +72,9 @@ class Upgrader:
         self._splicers = splicers
         self._pairs = pairs
         self._manager = manager
+        self._guarded = guarded
         self._task: asyncio.Task[Upgraded] | None = None
+        self._waiting: asyncio.Task[None] | None = None
 
     def request(self) -> asyncio.Task[Upgraded]:
         """Ask for it."""
@@ -100,9 +106,19 @@ class Upgrader:
 
     def _start(self, fd: int) -> subprocess.Popen[bytes]:
         command = [sys.executable, *sys.orig_argv[1:]]
-        environment = os.environ | self._manager.environment() | {succession.VARIABLE: str(fd)}
+        environment = os.environ | self._manager.environment() | {SUCCESSION: str(fd)}
         log.info(event("upgrading", command=" ".join(sys.orig_argv[1:4])))
-        return subprocess.Popen(command, env=environment, pass_fds=[fd])
+        guarded = self._guarded
+        if guarded is None or not guarded.is_there:
+            return subprocess.Popen(command, env=environment, pass_fds=[fd])
+        guardians, theirs = channel.pair()
+        with guardians, theirs:
+            environment |= guarded.variables(theirs.fileno())
+            fds = [fd, theirs.fileno()]
+            # a group of its own: by that the guardian tells whom a supervisor has left behind
+            process = subprocess.Popen(command, env=environment, pass_fds=fds, process_group=0)
+            guarded.announce(process.pid, guardians)
+            return process
 
     async def _hand_over(self, end: Channel, process: subprocess.Popen[bytes]) -> Upgraded:
         supervisor, keeper, slots = self._supervisor, self._keeper, self._supervisor.configured
@@ -110,7 +126,8 @@ class Upgrader:
         succession.bequeath(end, named, self._splicers, self._pairs)
         ready = await self._answer(end, process, Ready)
         if not ready.adopts:
-            self._say_goodbye(process.pid)
+            self._say_goodbye(process.pid, adopts=False)
+            self._waiting = asyncio.create_task(_wait(process))
             supervisor.drain()
             text = "the new one has another layout: this one drains, its connections end here"
             return Upgraded(True, text, process.pid)
@@ -121,14 +138,17 @@ class Upgrader:
             self._check(process)
             await asyncio.sleep(_LOOK)
         taken = await self._answer(end, process, Taken)
-        self._say_goodbye(process.pid)
+        self._say_goodbye(process.pid, adopts=True)
         log.info(event("upgraded", pid=process.pid, pairs=taken.pairs))
         asyncio.get_running_loop().call_later(0.1, supervisor.finish)  # who asked is answered first
         return Upgraded(True, "upgraded", process.pid, taken.pairs, adopts=True)
 
-    def _say_goodbye(self, pid: int) -> None:
+    def _say_goodbye(self, pid: int, *, adopts: bool) -> None:
         """The place is the successor's: files of sockets are not ours to remove any more."""
-        self._manager.succeeded(pid)
+        if self._guarded is not None and self._guarded.is_there:
+            self._guarded.succeeded(adopts=adopts)
+        else:
+            self._manager.succeeded(pid)
         for _, one in self._reloader.serving.listeners():
             one.file = None
 
@@ -151,3 +171,9 @@ class Upgrader:
         code = process.poll()
         if code is not None:
             raise Failed(f"the new one has ended with exit code {code}; what it said is above")
+
+
+async def _wait(process: subprocess.Popen[bytes]) -> None:
+    """While this one drains it is the new one's parent."""
+    while process.poll() is None:
+        await asyncio.sleep(1.0)

@@ -67,8 +67,8 @@ class Supervisor:
     process holds must be then, or clients would go on to connect to a socket that nobody accepts
     from. `on_hangup()` is what SIGHUP does, `on_rotated()` what SIGUSR1,
     `on_upgrade()` what SIGUSR2; `on_terminated()` is asked at SIGTERM, which drains if it answers
-    False. A child
-    inherits what `inherited()` and, of its slot, `bequeathed(slot)` name.
+    False. A child inherits what `inherited()` and, of its slot, `bequeathed(slot)` name, and never
+    what is `apart`.
     """
 
     def __init__(
@@ -83,6 +83,7 @@ class Supervisor:
         accepts: Sequence[type] = (),
         prober_accepts: Sequence[type] = (),
         inherited: Callable[[], frozenset[int]] = frozenset,
+        apart: frozenset[int] = frozenset(),
         bequeathed: Callable[[int], frozenset[int]] = lambda _slot: frozenset(),
         on_start: Callable[[int], None] = lambda _slot: None,
         on_message: Callable[[int, Any], None] = lambda _slot, _message: None,
@@ -128,7 +129,7 @@ class Supervisor:
         self._reset = False
         self._failed = False
         self._changed = asyncio.Event()
-        self._keep = process.descriptors() - inherited()
+        self._keep = process.descriptors() - inherited() - apart
         self.restarts = 0
         self.lost = 0  # connections that died with their worker
 

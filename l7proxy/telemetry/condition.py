@@ -56,6 +56,8 @@ def _problems(stats: Mapping[str, Any]) -> Iterator[Problem]:
         yield Problem(level, f"{missing} of {workers['configured']} workers are not running")
     for name, group in stats.get("backends", {}).items():
         yield from _of_group(name, group)
+    if "guarded" in stats.get("kept", {}) and stats["kept"]["guarded"] is None:
+        yield Problem(IMPAIRED, "the guardian has gone: connections end with this process")
     reason = stats["datapath_reason"]
     if stats["datapath"] != "sockmap" and not reason.startswith("asked for"):
         yield Problem(IMPAIRED, "the kernel does not splice, user space relays", reason)

@@ -32,6 +32,7 @@ from l7proxy.access import host_of
 from l7proxy.errors import Reason
 from l7proxy.model import Side
 from l7proxy.net import dial
+from l7proxy.net.kept import Kept
 from l7proxy.net.messages import Adopted
 from l7proxy.net.sockdiag import SockDiag
 from l7proxy.net.tcpinfo import tcp_info
@@ -39,7 +40,7 @@ from l7proxy.session import Event, Flow, FlowEvent
 from l7proxy.telemetry.log import event
 from l7proxy.telemetry.presence import NOWHERE
 from l7proxy.worker.connection import Connection
-from l7proxy.worker.handover import Handed, Kept, Unreadable
+from l7proxy.worker.handover import Handed, Unreadable
 from l7proxy.worker.spliced import SplicedPair
 
 if TYPE_CHECKING:

@@ -11,7 +11,6 @@ it may be another release.
 from __future__ import annotations
 
 import struct
-from dataclasses import dataclass
 from json import dumps, loads
 from math import isnan
 from operator import attrgetter
@@ -43,15 +42,6 @@ _NUMBERS = struct.Struct("<6Qq??6d4d")  # and the times, NaN for none
 _NONE = float("nan")
 _HEADER = 300  # characters of a header's value
 _PATH = 1400  # characters of a path, as in the log: longer ones are kept in part
-
-
-@dataclass(frozen=True, slots=True)
-class Kept:
-    """One pair: descriptors of its client and its backend, and what its next worker is told."""
-
-    client: int
-    backend: int
-    record: str
 
 
 class Unreadable(L7ProxyError):

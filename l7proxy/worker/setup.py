@@ -8,12 +8,12 @@ from dataclasses import dataclass, field
 
 from l7proxy.datapath.sockmap import Splicer
 from l7proxy.model import Datapath, Policy
+from l7proxy.net.kept import Kept
 from l7proxy.net.messages import Prepare
 from l7proxy.telemetry.accesslog import AccessLog
 from l7proxy.telemetry.counters import Counters
 from l7proxy.telemetry.health import HealthSlot
 from l7proxy.telemetry.meter import Meter
-from l7proxy.worker.handover import Kept
 
 
 @dataclass(slots=True)

@@ -11,7 +11,7 @@ import signal
 import socket
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import pytest
@@ -37,7 +37,8 @@ AT_ONCE = """\
 import os, sys
 from l7proxy import cli
 from l7proxy.supervisor import workers as supervisor
-from l7proxy.supervisor import succession
+from l7proxy.supervisor import guardian, succession
+guardian.TRIES, guardian.BACKOFF_FIRST = 2, 0.3
 supervisor.HEALTHY = 0.0  # seconds; else those that are killed in a row come back later and later
 policy = open(next(one for one in sys.argv if one.endswith(".yaml"))).read()
 if "# ODD" in policy:
@@ -54,12 +55,12 @@ sys.exit(cli.main())
 class House:
     """A proxy with one worker, and the server behind it."""
 
-    def __init__(self, most: int = 1000) -> None:
+    def __init__(self, most: int = 1000, more: Sequence[str] = ()) -> None:
         self._server = socket.create_server(("127.0.0.1", 0), backlog=64)
         self._server.settimeout(PATIENCE)
         port = self._server.getsockname()[1]
         self.policy = POLICY.format(port=port, most=most)
-        self.proxy = Proxy(self.policy, "sockmap", entry=("-c", AT_ONCE))
+        self.proxy = Proxy(self.policy, "sockmap", entry=("-c", AT_ONCE), more=more)
         self.peers: list[Peer] = []
         self.successors: list[int] = []  # process ids of those that took its place
 
@@ -116,8 +117,8 @@ class House:
 
 
 @contextlib.contextmanager
-def opened(most: int = 1000) -> Iterator[House]:
-    house = House(most)
+def opened(most: int = 1000, more: Sequence[str] = ()) -> Iterator[House]:
+    house = House(most, more)
     try:
         with house.proxy:
             yield house

@@ -240,3 +240,17 @@ def test_a_type_that_cannot_travel_is_told_at_once() -> None:
         Channel(ours, (Odd,))
     ours.close()
     theirs.close()
+
+
+def test_the_last_words_of_one_that_has_not_read_all_are_heard() -> None:
+    """The kernel reports ECONNRESET first then, and what was sent before it afterwards."""
+    ours, theirs = channel.pair()
+    here, there = Channel(ours, (Told,)), Channel(theirs, ())
+    there.send(Told(1))
+    here.send(Told(2))
+    there.close()
+    heard = here.receive()
+    assert next(heard).message == Told(1)
+    with pytest.raises(ChannelClosed):
+        next(heard)
+    here.close()
