@@ -3,7 +3,7 @@
 PY := .venv/bin/python
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check lint types floors object coverage bench survive soak docker-test systemd-test loadtest loadtest-native loadtest-quick kernel-matrix bpf schema lock clean tools
+.PHONY: help demo test check lint types floors object coverage bench survive exchanges soak docker-test systemd-test loadtest loadtest-native loadtest-quick kernel-matrix bpf schema lock clean tools
 
 help: ## this list
 	@sed -n 's/^\([a-z-]*\):[^#]*## /\1	/p' Makefile | while IFS='	' read -r name text; do \
@@ -40,6 +40,9 @@ coverage: tools ## fails if the unit tests leave out a branch of the routing cor
 
 survive: tools ## 5,000 spliced connections through killed workers, an upgrade and 20 reloads (as root; a minute or two)
 	L7PROXY_SURVIVORS=5000 $(PY) -m pytest -q -p no:cacheprovider tests/kernel/test_survival.py
+
+exchanges: tools ## 10,000 random HTTP exchanges on each datapath, each against its model (as root; minutes)
+	L7PROXY_EXCHANGES=$${L7PROXY_EXCHANGES:-10000} $(PY) -m pytest -q -s -p no:cacheprovider tests/exchanges
 
 soak: tools ## ten minutes of mixed traffic, killed workers, lost endpoints, reloads and upgrades (as root)
 	$(PY) -m pytest -q -s -p no:cacheprovider tests/soak/mixed.py
