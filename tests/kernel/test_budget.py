@@ -12,7 +12,7 @@ from l7proxy.datapath.libbpf import ProgramRefused
 from l7proxy.datapath.sockmap import PROGRAMS, Splicer, load_splicers
 
 from .bodies import Body, Maker, Single, couple, singles
-from .pairs import BACKEND, CLIENT, read_exactly, silent, wait_for
+from .pairs import BACKEND, CLIENT, PATIENCE, read_exactly, silent, wait_for
 from .test_exact import has_kfuncs
 
 pytestmark = pytest.mark.kernel
@@ -40,22 +40,24 @@ def single(splicer: Splicer):
         yield make
 
 
-def send(source: Single, data: bytes, sink: Single, body: Body | None = None) -> bytes:
-    """Send all of `data`, read what the sink's far end gets, and do the worker's part."""
+def send(source: Single, data: bytes, sink: Single, body: Body, total: int) -> bytes:
+    """Send all of `data`, do the worker's part, and read what the sink's far end gets.
+
+    Until the body is through and all `total` bytes that were ever sent are somewhere.
+    """
     source.far.setblocking(False)
     sink.far.setblocking(False)
-    got, at, last = bytearray(), 0, time.monotonic()
-    while at < len(data) or time.monotonic() - last < 0.05:
+    got, at, deadline = bytearray(), 0, time.monotonic() + PATIENCE
+    while len(got) + len(source.surplus) < total or not body.done:
         with contextlib.suppress(BlockingIOError):
             if at < len(data):
                 at += source.far.send(data[at : at + 300_000])
-                last = time.monotonic()
         with contextlib.suppress(BlockingIOError):
             got += sink.far.recv(1 << 20)
-            last = time.monotonic()
-        if body is None or body.step():
+        if body.step():
             source.look()
-        assert time.monotonic() - last < 5
+        assert time.monotonic() < deadline, (at, len(got), len(source.surplus), body.done)
+    assert silent(sink.far)
     return bytes(got)
 
 
@@ -74,9 +76,9 @@ def test_a_body_is_exact_to_the_byte(either: Splicer, count):
             for at in range(0, len(data), SEGMENT):
                 client.far.sendall(data[at : at + SEGMENT])
                 wait_for(lambda end=at + SEGMENT: sum(client.counts()) == min(end, len(data)))
-            got = send(client, b"", backend, body)
+            got = send(client, b"", backend, body, len(data))
         else:
-            got = send(client, data, backend, body)
+            got = send(client, data, backend, body, len(data))
         assert got == data[:count]
         assert body.done
         assert client.surplus == NEXT

@@ -235,7 +235,7 @@ def test_percentiles_are_those_of_an_exact_computation(program: Path) -> None:
 
 def connected(address: str) -> socket.socket:
     host, _, port = address.partition(":")
-    return socket.create_connection((host, int(port)), timeout=20)
+    return socket.create_connection((host, int(port)), timeout=60)
 
 
 def whole(client: socket.socket) -> bytes:

@@ -384,7 +384,7 @@ def test_deep_nesting_does_not_end_the_process(opening: str) -> None:
         "print(problem.message)"
     )
     done = subprocess.run(
-        [sys.executable, "-c", script], capture_output=True, text=True, timeout=60, check=False
+        [sys.executable, "-c", script], capture_output=True, text=True, timeout=180, check=False
     )
     assert (done.returncode, done.stdout) == (0, "nested more than 32 levels deep\n")
 

@@ -36,7 +36,7 @@ def nightly(tmp_path):
             env={**environment, "PATH": str(tmp_path)},
             capture_output=True,
             text=True,
-            timeout=60,
+            timeout=180,
             check=False,
         )
         return done.returncode, done.stdout.splitlines()

@@ -32,7 +32,7 @@ def run(node: str, folder: Path, module: str, expressions: list[str]) -> list[An
         f"console.log(JSON.stringify([{','.join(f'({one})' for one in expressions)}]))"
     )
     done = subprocess.run(
-        [node, "--input-type=module", "-e", script], capture_output=True, text=True, timeout=60
+        [node, "--input-type=module", "-e", script], capture_output=True, text=True, timeout=180
     )
     assert done.returncode == 0, done.stderr
     found: list[Any] = json.loads(done.stdout)
