@@ -140,8 +140,8 @@ def singles(splicer: Splicer) -> Iterator[Maker]:
     made: list[Single] = []
 
     def make(side: int = CLIENT, **buffers: int) -> Single:
-        made.append(Single(splicer, side, **buffers).enter())
-        return made[-1]
+        made.append(Single(splicer, side, **buffers))
+        return made[-1].enter()
 
     yield make
     for one in made:
