@@ -12,6 +12,7 @@ from collections.abc import Iterator
 
 import pytest
 
+from l7proxy.datapath.maps import AIM, DIRECTION_WORDS
 from l7proxy.datapath.sockmap import URGENT, Splicer
 
 from .bodies import Body, Maker, Single, couple, singles
@@ -213,6 +214,31 @@ def test_after_halt_not_one_more_byte_is_redirected(splicer: Splicer, single: Ma
         stop.set()
         reader.join()
     assert splicer.redirected(client.index)
+
+
+def test_the_lock_of_the_source_is_taken_after_every_change(
+    splicer: Splicer, single: Maker, monkeypatch
+):
+    """A verdict that has read the old words is over then; its window is too short to be hit."""
+    client, backend = couple(single)
+    words, real, seen = splicer._words, splicer._getsockopt, []
+    aim = client.index * DIRECTION_WORDS + AIM
+
+    def spy(fd: int, level: int, name: int, value: int, length: int) -> int:
+        if (level, name) == (socket.IPPROTO_TCP, socket.TCP_INFO):
+            assert fd == client.near.fileno()
+            seen.append(words[aim] & 0xFFFFFFFF if words[aim] else None)
+        return real(fd, level, name, value, length)
+
+    monkeypatch.setattr(splicer, "_getsockopt", spy)
+    assert splicer.direct(client.index, backend.index, 0, 10)
+    assert splicer.resume(client.index, 0)
+    splicer.halt(client.index)
+    assert seen == [backend.index, backend.index, None]
+    assert splicer.direct(client.index, backend.index, 0, 10)
+    index = backend.index
+    backend.close()
+    assert seen[3:] == [index, None]
 
 
 def backend_settled(splicer: Splicer, source: Single, sink: Single):
