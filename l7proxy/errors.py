@@ -107,6 +107,8 @@ class Reason(StrEnum):
     UNRESOLVED = "unresolved"  # the names of the group have no address yet
     CIRCUIT_OPEN = "circuit_open"  # the group, or each of its endpoints, has all that it takes
     BACKEND_CLOSED = "backend_closed"  # the backend left before it got the request
+    BAD_RESPONSE = "bad_response"  # the strict gate refused the backend's response
+    REQUEST_TIMEOUT = "request_timeout"  # the response was not through in the route's time
     IDLE_TIMEOUT = "idle_timeout"
     STALLED = "stalled"  # a receiver took nothing for the overflow timeout
     URGENT_DATA = "urgent_data"  # out-of-band TCP data is refused

@@ -84,6 +84,7 @@ VARIABLES: tuple[Variable, ...] = (
     _v("kernel_in", "bytes of the client that the kernel moved"),
     _v("kernel_out", "bytes of the backend that the kernel moved"),
     _v("overflows", "how often user space took a direction over"),
+    _v("reused", "`true` where the backend's connection had served another request before"),
     _v("status", "the status of an answer of l7proxy's own", "ST", "s >s"),
     _v("reason", "why it ended"),
     _v("rule", "the rule that refused it"),

@@ -231,6 +231,10 @@ class Splice(StrEnum):
     NEVER = "never"  # user space relays
 
 
+PER_REQUEST = frozenset((Splice.REQUEST, Splice.UPGRADE))
+"""Ways in which each request of a connection is routed by itself."""
+
+
 @dataclass(frozen=True, slots=True)
 class BackendRef:
     """A backend group that a route forwards to. `weight` / sum of weights is its share.

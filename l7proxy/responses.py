@@ -1,7 +1,7 @@
 """The HTTP responses that l7proxy gives by itself. Pure.
 
-Each is complete and ends the connection: whoever gets one got nothing from a backend, and no
-later request on that connection is read.
+Each is complete, and ends the connection unless it says `keep`: then the client may send another
+request on it, which is routed by itself.
 """
 
 from __future__ import annotations
@@ -44,7 +44,9 @@ _PHRASES = {
 }
 
 
-def local_response(status: int, detail: str = "", *, method: str = "GET") -> bytes:
+def local_response(
+    status: int, detail: str = "", *, method: str = "GET", keep: bool = False
+) -> bytes:
     """Return a complete HTTP/1.1 response with a short plain text body, for any final status.
 
     `detail` becomes the rest of the body's only line: its control characters are replaced, so
@@ -66,17 +68,20 @@ def local_response(status: int, detail: str = "", *, method: str = "GET") -> byt
         "Content-Type: text/plain; charset=utf-8\r\n"
         f"Content-Length: {len(body)}\r\n"
         "Cache-Control: no-store\r\n"
-        "Connection: close\r\n"
+        f"{'' if keep else _CLOSE}"
         "\r\n"
     ).encode("ascii")
     return head if method == "HEAD" else head + body
+
+
+_CLOSE = "Connection: close\r\n"
 
 
 def _phrase(status: int) -> str:
     return _PHRASES.get(status, "Error" if status >= 400 else "Response")
 
 
-def static_response(response: StaticResponse, *, method: str = "GET") -> bytes:
+def static_response(response: StaticResponse, *, method: str = "GET", keep: bool = False) -> bytes:
     """Return the response that a policy writes, complete.
 
     Content-Length and `Connection: close` are added, and a Content-Type where there is a body and
@@ -91,12 +96,15 @@ def static_response(response: StaticResponse, *, method: str = "GET") -> bytes:
         lines.append("Content-Type: text/plain; charset=utf-8")
     if status not in (204, 304):
         lines.append(f"Content-Length: {len(body)}")
-    lines.append("Connection: close")
+    if not keep:
+        lines.append("Connection: close")
     head = ("\r\n".join(lines) + "\r\n\r\n").encode()
     return head if method == "HEAD" else head + body
 
 
-def redirect_response(status: int, location: str, *, method: str = "GET") -> bytes:
+def redirect_response(
+    status: int, location: str, *, method: str = "GET", keep: bool = False
+) -> bytes:
     """Return a redirect with a line of text for people whose client does not follow it.
 
     No Cache-Control: 301 and 308 may be cached (RFC 9110 section 15.4), which is their purpose.
@@ -104,4 +112,5 @@ def redirect_response(status: int, location: str, *, method: str = "GET") -> byt
     return static_response(
         StaticResponse(status, (("Location", location),), f"{status} {_phrase(status)}\n"),
         method=method,
+        keep=keep,
     )

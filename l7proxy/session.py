@@ -8,6 +8,12 @@ and one line in the log than a pair of sockets in a state that nobody thought of
     adopt ----------------------------------------------> SPLICED
                  \\______\\______\\______________\\___________\\-> REPLY -> LINGER -> CLOSED
 
+Where each request is routed by itself, a connection goes round, once for each of them:
+
+    HEAD -> DIAL -> EXCHANGE -> IDLE -> HEAD -> ...       or, where the connection is not kept:
+                            \\-> LINGER -> CLOSED        or, after 101 or a 2xx to CONNECT:
+                            \\-> SPLICED
+
 While a pair is open each of its directions has a small life of its own, a `Flow`:
 
     KERNEL <-> OVERFLOW        spliced: the kernel redirects; or user space relays for a while
@@ -32,6 +38,8 @@ class State(StrEnum):
     SEND = "send"  # writing the head, and what came with it, to the backend
     FIRST = "first"  # user space moves the first bytes both ways: a short connection is over then
     ANSWER = "answer"  # the response's head is read in user space; the rest of the request goes on
+    EXCHANGE = "exchange"  # one request goes to its backend, and its response to the client
+    IDLE = "idle"  # kept, between two requests: nothing has come of the next one
     SPLICED = "spliced"  # the kernel moves the bytes
     RELAYED = "relayed"  # user space moves the bytes
     REPLY = "reply"  # writing an answer of our own
@@ -52,6 +60,13 @@ class Event(StrEnum):
     SENT = "sent"  # everything user space has for the backend is in its write queue
     AWAITED = "awaited"  # the same, and the response's head is to be read before the pair opens
     ANSWER_SEEN = "answer seen"  # it was, and the client has it
+    REACHED = "reached"  # a backend for one request: connected to, or kept from another request
+    STALE = "stale"  # that one had ended before it got the request: another one is dialled
+    EXCHANGED = "exchanged"  # request and response are through, and the client may send another one
+    LAST = "last"  # they are through, and the client may not
+    SWITCHED = "switched"  # the two speak something else from now on
+    KEPT = "kept"  # an answer of our own is written, and the client may send another request
+    BEGUN = "begun"  # a first byte of the next request
     LASTS = "lasts"  # the backend has answered, or much came, and neither end has ended
     MUCH = "much"  # more than a little comes: the kernel is for what is calm
     BLOCKED = "blocked"  # one end had no room for the first bytes, or has ended: no splice
@@ -75,6 +90,9 @@ class Command(StrEnum):
     SEND = "send"
     READ_ANSWER = "read answer"
     FIRST = "first"  # move the first bytes both ways
+    EXCHANGE = "exchange"  # move the request, and the response
+    READ_NEXT = "read next"  # await the next request
+    BEGIN = "begin"  # a record for it, and its time
     OPEN = "open"  # splice the pair, or relay it if that is not possible
     ADOPT = "adopt"  # go on with the pair where it is
     RELAY = "relay"  # relay the pair: the splice was refused, or could not be tried
@@ -113,6 +131,22 @@ TABLE: dict[tuple[State, Event], _Row] = {
     (State.SEND, Event.AWAITED): (State.ANSWER, (Command.READ_ANSWER,)),
     (State.ANSWER, Event.ANSWER_SEEN): (State.SPLICED, (Command.OPEN,)),
     (State.SPLICED, Event.REFUSED): (State.RELAYED, (Command.RELAY,)),
+    (State.DIAL, Event.REACHED): (State.EXCHANGE, (Command.EXCHANGE,)),
+    (State.EXCHANGE, Event.STALE): (State.DIAL, (Command.DIAL,)),
+    (State.EXCHANGE, Event.EXCHANGED): (State.IDLE, (Command.READ_NEXT,)),
+    (State.EXCHANGE, Event.LAST): (State.LINGER, (Command.LINGER,)),
+    (State.EXCHANGE, Event.SWITCHED): (State.SPLICED, (Command.OPEN,)),
+    (State.EXCHANGE, Event.ANSWERED): _REPLY,
+    (State.EXCHANGE, Event.CLIENT_ERROR): _RESET,
+    (State.EXCHANGE, Event.BACKEND_ERROR): _RESET,
+    (State.EXCHANGE, Event.TIMEOUT): _RESET,
+    (State.EXCHANGE, Event.ABORT): _RESET,
+    (State.REPLY, Event.KEPT): (State.IDLE, (Command.READ_NEXT,)),
+    (State.IDLE, Event.BEGUN): (State.HEAD, (Command.BEGIN,)),
+    (State.IDLE, Event.CLIENT_END): _CLOSE,
+    (State.IDLE, Event.CLIENT_ERROR): _RESET,
+    (State.IDLE, Event.TIMEOUT): _CLOSE,
+    (State.IDLE, Event.ABORT): _RESET,
     (State.REPLY, Event.REPLIED): (State.LINGER, (Command.LINGER,)),
     (State.REPLY, Event.CLIENT_ERROR): _RESET,
     (State.REPLY, Event.TIMEOUT): _RESET,

@@ -86,6 +86,7 @@ routes:
   - name: quick
     listeners: [web]
     matches: [{{path: /quick}}]
+    splice: connection
     timeouts: {{idle: 1s}}
     backendRefs: [{{name: app}}]
   - name: upgrade
@@ -106,6 +107,7 @@ routes:
   - name: sticky
     listeners: [web]
     matches: [{{path: /sticky}}]
+    splice: connection
     backendRefs: [{{name: sticky}}]
   - name: claimed
     listeners: [web, require]
@@ -163,14 +165,11 @@ OK = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok"
 
 
 def answer_once(backend: Backend) -> None:
-    """Tell the head, answer, and close as a server does that was asked to."""
+    """Tell the head, answer, and close."""
 
     def script(peer: Peer) -> None:
-        head = peer.head()
-        backend.tell(head)
+        backend.tell(peer.head())
         peer.send(OK)
-        if b"connection: close" not in head.lower():
-            peer.rest()
 
     backend.play(script)
 

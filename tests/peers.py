@@ -317,14 +317,18 @@ class Backend:
         finally:
             peer.close()
 
+    def hang_up(self) -> None:
+        """End all connections: scripts that wait for another request see that."""
+        for peer in self._peers:
+            with contextlib.suppress(OSError):
+                peer.sock.shutdown(socket.SHUT_RDWR)
+
     def finish(self) -> None:
         """All scripts must come to their end; raises what went wrong in one."""
         for thread in self._threads:
             thread.join(PATIENCE)
         stuck = sum(thread.is_alive() for thread in self._threads)
-        for peer in self._peers:
-            with contextlib.suppress(OSError):
-                peer.sock.shutdown(socket.SHUT_RDWR)
+        self.hang_up()
         failures, self._failures = self._failures, []
         self._threads, self._peers, self._script, self.accepted = [], [], None, 0
         while not self._heard.empty():

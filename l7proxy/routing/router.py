@@ -7,6 +7,7 @@ from collections.abc import Generator, Sequence
 from l7proxy import filters
 from l7proxy.filters import modified_path
 from l7proxy.model import (
+    PER_REQUEST,
     Address,
     Decision,
     Hello,
@@ -44,13 +45,14 @@ class Router:
     method means. So CONNECT has tables of its own, with the matches that name it.
     """
 
-    __slots__ = ("_hosts", "_rules", "_tunnels")
+    __slots__ = ("_hosts", "_rules", "_tunnels", "per_request")
 
     def __init__(self, listener: Listener) -> None:
         tcp = listener.protocol is Protocol.TCP  # which has no host to restrict
         self._hosts = HostSet(() if tcp else listener.hostnames)
         self._rules = Hosts()
         self._tunnels = Hosts()
+        self.per_request = False  # a route of it has each request of a connection routed by itself
 
     def add(self, hosts: tuple[str, ...], rule: Rule) -> None:
         """Take in a rule, before the first decision is asked for."""
@@ -161,6 +163,7 @@ def compile_slices(policy: Policy, start: int = 0) -> Generator[None, None, dict
         for order, route in enumerate(policy.routes):
             splice = choice.mode if route.splice is Splice.AUTO else route.splice
             for index, hosts in taking_part(route, listener):
+                router.per_request |= splice in PER_REQUEST
                 match = route.matches[index]
                 decisions = decisions_of(route, match, policy, splice)
                 router.add(hosts, Rule(route, match, order, decisions, turns[order]))

@@ -50,6 +50,12 @@ def collect(
             "refused": shared.total(Counter.REFUSED),
         },
         "pairs": {"active": spliced + relayed, "spliced": spliced, "relayed": relayed},
+        "requests": {
+            "total": shared.total(Counter.REQUESTS),
+            "reused": shared.total(Counter.REUSED),
+            "stale": shared.total(Counter.STALE),
+            "pooled": shared.pooled(),
+        },
         "bytes": {
             "redirected": {
                 "from_client": kernel.redirected_client,

@@ -194,6 +194,7 @@ VALUES: dict[str, Value] = {
     "kernel_in": lambda r: str(r.kernel_in),
     "kernel_out": lambda r: str(r.kernel_out),
     "overflows": lambda r: str(r.overflows),
+    "reused": lambda r: "true" if r.reused else "",
     "status": lambda r: "" if r.status is None else str(r.status),
     "reason": lambda r: r.why,
     "rule": lambda r: r.rule,

@@ -58,8 +58,9 @@ class Record:
     `client` is who is served; where a trusted proxy said who that is, `proxy` is the proxy's
     address. `destination` is where it was going when it was intercepted. `rule` names the rule that
     refused the connection's first bytes, or denied it. `rate` is the share of connections without
-    an error that get a record, 1 in that of one with an error. `query` (without `?`), `version` and
-    `headers` (by names in lower case) are for formats that have them.
+    an error that get a record, 1 in that of one with an error. `reused`: the backend's connection
+    had served another request before. `query` (without `?`), `version` and `headers` (by names in
+    lower case) are for formats that have them.
     """
 
     time: float
@@ -88,6 +89,7 @@ class Record:
     kernel_in: int = 0
     kernel_out: int = 0
     overflows: int = 0
+    reused: bool = False
     status: int | None = None
     reason: Reason = Reason.DONE
     rule: str = ""
@@ -119,6 +121,7 @@ def encode(record: Record) -> bytes:
         f'"splice_ms":{_ms(r.splice_ms)},"total_ms":{_ms(r.total_ms)},'
         f'"bytes_in":{r.bytes_in},"bytes_out":{r.bytes_out},'
         f'"kernel_in":{r.kernel_in},"kernel_out":{r.kernel_out},"overflows":{r.overflows},'
+        f'"reused":{"true" if r.reused else "false"},'
         f'"status":{"null" if r.status is None else r.status},'
         f'"reason":{_name(r.why)},"rule":{_text(r.rule, _RULE)},"state":{_name(r.state)},'
         f'"rate":{r.rate:g}}}\n'

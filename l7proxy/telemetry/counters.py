@@ -86,6 +86,13 @@ class Counter(IntEnum):
     SPLICE2_BACKEND = 45
     ERROR_UPGRADED = 46
     ERROR_RATE_LIMITED = 47
+    ERROR_BAD_RESPONSE = 48
+    ERROR_REQUEST_TIMEOUT = 49
+    REQUESTS = 50  # requests that were routed by themselves, and are over
+    REUSED = 51  # ... of these went over a connection that another one had gone over before
+    STALE = 52  # ... were sent once more, as that connection had ended before it got them
+    POOLED = 53  # connections to backends that were kept for another request
+    POOLED_ENDED = 54  # ... and got one, or were closed
 
 
 ERRORS: dict[Reason, Counter] = {
@@ -97,6 +104,7 @@ _PAIRED = (
     (Counter.ACCEPTED, Counter.CLOSED),
     (Counter.SPLICES, Counter.SPLICES_ENDED),
     (Counter.RELAYS, Counter.RELAYS_ENDED),
+    (Counter.POOLED, Counter.POOLED_ENDED),
 )
 
 
@@ -271,6 +279,10 @@ class SharedCounters:
     def relayed(self) -> int:
         """Pairs that user space moves, for now or for their whole life, over all workers."""
         return self._difference(Counter.RELAYS, Counter.RELAYS_ENDED)
+
+    def pooled(self) -> int:
+        """Connections to backends that wait for another request, over all workers."""
+        return self._difference(Counter.POOLED, Counter.POOLED_ENDED)
 
     def errors(self) -> dict[str, int]:
         """How often each reason ended a connection; every reason but `done` is there."""

@@ -34,6 +34,11 @@ _COUNTED: dict[str, tuple[str, str, Labels]] = {
         "Connections that have ended, by where they went and why they ended; done: in order.",
         (*_CONNECTION, "reason"),
     ),
+    meter.REQUESTS: (
+        "l7proxy_requests",
+        "Requests that were routed one by one and are over, by where they went and their status.",
+        (*_CONNECTION, "code"),
+    ),
 }
 
 _TIMES: dict[str, tuple[str, str, str]] = {
@@ -127,6 +132,16 @@ _TOTALS: tuple[tuple[str, str, Counter], ...] = (
         Counter.ADOPTED,
     ),
     (
+        "l7proxy_backend_reuses",
+        "Times that a connection to a backend served another request.",
+        Counter.REUSED,
+    ),
+    (
+        "l7proxy_stale_retries",
+        "Requests sent once more: the kept connection that they went over had ended.",
+        Counter.STALE,
+    ),
+    (
         "l7proxy_access_log_dropped",
         "Lines of the access log that were lost, its reader being too slow.",
         Counter.LOG_DROPPED,
@@ -155,6 +170,12 @@ def totals(shared: SharedCounters) -> Iterator[Family]:
         Kind.GAUGE,
         "Connections that live now, over all listeners.",
         samples=[((), active)],
+    )
+    yield Family(
+        "l7proxy_pooled_connections",
+        Kind.GAUGE,
+        "Connections to backends that wait for another request.",
+        samples=[((), shared.pooled())],
     )
     yield Family(
         "l7proxy_pairs",

@@ -34,6 +34,7 @@ _BOUNDS_MS = tuple(bound * 1000 for bound in BOUNDS)
 ACCEPTED = "accepted"  # listener
 REFUSED = "refused"  # listener, reason
 ENDED = "ended"  # listener, route, backend, endpoint, reason
+REQUESTS = "requests"  # listener, route, backend, endpoint, class of the status
 BYTES = "bytes"  # listener, route, backend, endpoint: four counts, see `BYTE_COUNTS`
 HEAD = "head"  # listener
 DIAL = "dial"  # backend
@@ -47,8 +48,10 @@ BYTE_COUNTS = (
 )
 """Direction and way of the counts of a `BYTES` series."""
 
-ENDS = frozenset({REFUSED, ENDED})
+ENDS = frozenset({REFUSED, ENDED, REQUESTS})
 """Families whose last label, the reason, is kept when there is no series for the others."""
+
+_CLASSES = ("none", *(f"{digit}xx" for digit in range(1, 10)))
 
 _SUM = len(BOUNDS) + 1  # the count behind those of the buckets: microseconds
 
@@ -105,6 +108,9 @@ class Meter:
         r = record
         # `_value_`: a member of an Enum is hashed by its name, in Python
         self._count((ENDED, r.listener, r.route, r.backend, r.endpoint, r.reason._value_))
+        self._note_bytes(r)
+
+    def _note_bytes(self, r: Record) -> None:
         came, went = r.bytes_in, r.bytes_out
         if came or went:
             key = (BYTES, r.listener, r.route, r.backend, r.endpoint)
@@ -115,6 +121,20 @@ class Meter:
             if r.kernel_in or r.kernel_out:
                 words[place] += r.kernel_in
                 words[place + 1] += r.kernel_out
+
+    def exchanged(self, record: Record) -> None:
+        """A request is over, and its connection goes on: this is what the log tells of it."""
+        self.requested(record)
+        self._note_bytes(record)
+
+    def requested(self, record: Record) -> None:
+        """A request is over, however it went; `ended` counts its bytes if its connection is, too.
+
+        The class of a request that got no response is `none`.
+        """
+        r = record
+        code = _CLASSES[r.status // 100] if r.status is not None else "none"
+        self._count((REQUESTS, r.listener, r.route, r.backend, r.endpoint, code))
 
     def ended_unknown(self, reason: Reason) -> None:
         """A connection is over, and nobody knows what it was."""

@@ -36,7 +36,7 @@ OTHER = "_other"
 """The value of labels in spare rows. No name of a policy begins like this."""
 
 HOLD = 300.0  # seconds
-SPARE = 64  # rows beside the table
+SPARE = 128  # rows beside the table
 LOOKS = 64  # rows that are looked at for one to claim anew
 
 _WORD = 8

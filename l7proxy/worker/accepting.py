@@ -168,6 +168,10 @@ class Accepting:
                 sock=before.sock if before is not None else sockets.pop(number),
                 passed=number in prepare.passed,
             )
+            if before is not None and before.protocol is listener.protocol:
+                before.successor = opened
+            elif before is not None:
+                before.retired = True
             if self._stopped:  # the drain has begun: nobody may wait in a queue of ours
                 opened.sock.close()
             elif before is None:
@@ -187,6 +191,7 @@ class Accepting:
             if number not in self._listeners:
                 continue
             listener = self._listeners.pop(number)
+            listener.retired = True
             # one that was passed goes on to listen: its queue need never be empty
             while not self._stopped and not listener.passed and self.accept(listener):
                 pass

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from l7proxy.datapath.sockmap import HalfSpliced
 from l7proxy.errors import Reason
-from l7proxy.model import Protocol, Side
+from l7proxy.model import Forward, Protocol, Side
 from l7proxy.net import dial
 from l7proxy.responses import local_response
 from l7proxy.session import Command, Event, Flow, FlowCommand, FlowEvent, Session, State
@@ -27,11 +27,16 @@ from l7proxy.worker.lastwords import last_words
 from l7proxy.worker.opening import Opening
 from l7proxy.worker.relayed import OpenPair, RelayedPair
 from l7proxy.worker.reply import Reply
+from l7proxy.worker.requests import Requests
 from l7proxy.worker.sending import Sending
 from l7proxy.worker.spliced import SplicedPair
+from l7proxy.worker.wire import Wire
 
 if TYPE_CHECKING:
+    from l7proxy.head import Head
+    from l7proxy.worker.exchange import Exchange
     from l7proxy.worker.generation import OpenListener
+    from l7proxy.worker.groups import Place
     from l7proxy.worker.loop import Worker
 
 _CLOSED = State.CLOSED  # a name of the module is read three times as fast as one of an Enum
@@ -46,6 +51,8 @@ class Connection:
         "_masks",
         "added",
         "backend",
+        "before_in",
+        "before_out",
         "began",
         "brief",
         "client",
@@ -65,9 +72,11 @@ class Connection:
         "presence",
         "record",
         "reply",
+        "requests",
         "retry_at",
         "sending",
         "session",
+        "since",
         "spliceable",
         "splicer_index",
         "tick",
@@ -90,7 +99,9 @@ class Connection:
         self.splicer_index = -1
         self.tick = -1
         self.retry_at = 0.0
-        self.began = worker.now
+        self.began = self.since = worker.now  # `since`: of the request that the record is about
+        self.requests: Requests | None = None  # where each is routed by itself
+        self.before_in = self.before_out = 0  # bytes of requests that were logged before the splice
         self.early_in = 0  # bytes that the client sent before the pair was open
         self.early_out = 0  # bytes that were written to the backend before
         self.early_answer = 0  # bytes that the backend sent before the pair was open
@@ -160,6 +171,10 @@ class Connection:
             self._opening.timed_out()
         elif state is State.DIAL:
             self.dialing.timed_out()
+        elif state is State.EXCHANGE:
+            self._exchange.on_deadline()
+        elif state is State.IDLE:
+            self._opening.idle_timed_out()
         elif self.session.is_open:
             self._check_open()
         elif state is not State.CLOSED:
@@ -201,6 +216,87 @@ class Connection:
     def _sending(self) -> Sending:
         assert self.sending is not None
         return self.sending
+
+    # ---- EXCHANGE, IDLE: see `Exchange`, `Requests`
+
+    @property
+    def _requests(self) -> Requests:
+        assert self.requests is not None
+        return self.requests
+
+    @property
+    def _exchange(self) -> Exchange:
+        exchange = self._requests.exchange
+        assert exchange is not None
+        return exchange
+
+    def may_keep(self, head: Head) -> bool:
+        """Whether an answer of our own to this request, which was read, ends the connection not."""
+        if self.worker.is_stopping or not head.keep_alive or head.version != "1.1":
+            return False
+        return self.requests is not None or self.listener.router.per_request
+
+    def follow_reload(self) -> None:
+        """The next request is for what the listener has become."""
+        listener = self.listener
+        while listener.successor is not None:
+            listener = listener.successor
+        if listener is not self.listener:
+            self.worker.moved(self.listener.row, listener.row)
+            self.listener = listener
+            self.record.listener = listener.name
+
+    def keep_backend(self, place: Place, wire: Wire) -> None:
+        """An exchange has ended exactly: others may use its connection."""
+        self.backend = None
+        self._masks[Side.BACKEND] = None
+        self.worker.pool.put(place, wire, self)
+
+    def leave_client(self) -> None:
+        """The client's last response is written: it gets the time to read it."""
+        try:
+            dial.deliver_on_close(self.client)
+        except OSError:
+            pass  # it is broken: the next call on it tells
+        self.reply = Reply(self, b"")
+
+    def replied(self, count: int) -> None:
+        """An answer of our own of so many bytes is written, and the client may go on."""
+        requests = self._requests
+        requests.account()
+        self.release_backend(answered=False)
+        self.reply = None
+        requests.client.written += count
+        requests.over()
+        self.on(Event.KEPT)
+
+    def redial(self, decision: Forward, head: Head) -> None:
+        """Choose an endpoint anew for the same request."""
+        source, destination = self.dialing.source, self.dialing.destination
+        self.release_backend(answered=False)
+        self.dialing.source = source
+        self.dialing.choose(decision, head, self.client_host, None, destination)
+
+    def release_backend(self, *, answered: bool) -> None:
+        """A request is over: its endpoint has one fewer."""
+        self.dialing.release(answered=answered)
+        self.dialing = Dialing(self)
+
+    def switch(self, backend: Wire, *, heard_before: int) -> None:
+        """The exchange ends in another protocol: its pair is spliced, with what was not written."""
+        requests = self._requests
+        client = requests.client
+        self.before_in, self.before_out = requests.taken_before, heard_before
+        self.held_answer, self.held_request = client.out, backend.out
+        self.early_in = client.taken - len(backend.out)
+        self.early_out = backend.written
+        self.early_answer = backend.taken
+        self.added = client.written + len(client.out) - backend.taken
+        self.requests = self.opening = None
+        self.client_host = ""
+        self.upgrades, self.brief = True, False
+        self._schedule_check()
+        self.on(Event.SWITCHED)
 
     # ---- FIRST, SPLICED, RELAYED
 
@@ -398,14 +494,20 @@ class Connection:
 
     # ---- REPLY, LINGER: see `Reply`
 
-    def reply_with(self, status: int, detail: str) -> None:
+    def reply_with(self, status: int, detail: str, *, keep: bool = False) -> None:
         """Prepare a short response, which the session is going to order."""
-        self.answer_with(status, local_response(status, detail, method=self.record.method or "GET"))
+        method = self.record.method or "GET"
+        self.answer_with(
+            status, local_response(status, detail, method=method, keep=keep), keep=keep
+        )
 
-    def answer_with(self, status: int | None, answer: bytes) -> None:
-        """Prepare the answer that the session is going to order; `status` is that of a response."""
+    def answer_with(self, status: int | None, answer: bytes, *, keep: bool = False) -> None:
+        """Prepare the answer that the session is going to order; `status` is that of a response.
+
+        `keep`: the client may send another request after it.
+        """
         self.record.status = status
-        self.reply = Reply(self, answer)
+        self.reply = Reply(self, answer, keep=keep)
 
     @property
     def _reply(self) -> Reply:
@@ -458,10 +560,14 @@ class Connection:
         if pair is not None:
             moved = pair.moved()
             record.bytes_in, record.bytes_out, record.kernel_in, record.kernel_out = moved
+            record.bytes_in -= self.before_in
+            record.bytes_out -= self.before_out
             pair.close()
             spliced = isinstance(pair, SplicedPair)
             worker.view[Counter.SPLICES_ENDED if spliced else Counter.RELAYS_ENDED] += 1
             self.pair = None
+        elif self.requests is not None:
+            self.requests.account()
         else:
             record.bytes_in, record.bytes_out = self.early_in, self.early_answer
         worker.bury(self.client)
@@ -472,6 +578,8 @@ class Connection:
         if self.presence != NOWHERE:
             worker.presence.leave(self.presence)
         self.opening = self.sending = self.reply = None
+        if self.requests is not None:
+            self.requests.exchange = None
         record.total_ms = self.elapsed()
         worker.ended(self)
 
@@ -502,14 +610,28 @@ class Connection:
         self.backend = sock
         self._masks[Side.BACKEND] = mask
 
+    def look_again_at(self) -> None:
+        """The time that was asked for with `look_again` has come."""
+        if self.pair is not None and self.session.is_open:
+            self.pair.again()
+        elif self.session.state is State.EXCHANGE:
+            self._exchange.again()
+        elif self.session.state is State.IDLE:
+            self._opening.resume()
+
     def _unwatch(self, sock: socket.socket | None) -> None:
         """A descriptor that is closed stays in epoll while there is another one of its socket."""
         if sock is not None:
             self.worker.unwatch(sock.fileno(), self)
 
-    def drop_backend(self) -> None:
-        """Give the backend's socket up, if there is one."""
+    def drop_backend(self, *, in_order: bool = False) -> None:
+        """Give the backend's socket up, if there is one; `in_order`: nothing is to be cut off."""
         if self.backend is not None:
+            if in_order:
+                try:
+                    dial.deliver_on_close(self.backend)
+                except OSError:
+                    pass  # it is broken
             if self._is_kept:
                 dial.reset_now(self.backend)
                 self._unwatch(self.backend)
@@ -525,8 +647,8 @@ class Connection:
             self.worker.calendar.cancel(self)
 
     def elapsed(self) -> float:
-        """Milliseconds since the accept."""
-        return (self.worker.clock() - self.began) * 1000
+        """Milliseconds since the accept, or since the request began."""
+        return (self.worker.clock() - self.since) * 1000
 
 
 _COMMANDS: dict[Command, Callable[[Connection], None]] = {
@@ -535,6 +657,9 @@ _COMMANDS: dict[Command, Callable[[Connection], None]] = {
     Command.SEND: lambda connection: connection._sending.send(),
     Command.READ_ANSWER: lambda connection: connection._sending.read_answer(),
     Command.FIRST: Connection._pass_first,
+    Command.EXCHANGE: lambda connection: connection._exchange.start(),
+    Command.BEGIN: lambda connection: connection._requests.begin(),
+    Command.READ_NEXT: lambda connection: connection._opening.await_next(),
     Command.OPEN: Connection._open,
     Command.ADOPT: Connection._adopt,
     Command.RELAY: Connection._relay,
@@ -548,6 +673,8 @@ _READY: dict[State, Callable[[Connection, Side, int], None]] = {
     State.HEAD: lambda connection, side, mask: connection._opening.ready(side, mask),
     State.SEND: lambda connection, side, mask: connection._sending.send_ready(side, mask),
     State.ANSWER: lambda connection, side, mask: connection._sending.answer_ready(side, mask),
+    State.EXCHANGE: lambda connection, side, mask: connection._exchange.ready(side, mask),
+    State.IDLE: lambda connection, side, mask: connection._opening.next_ready(side, mask),
     State.REPLY: lambda connection, side, mask: connection._reply.ready(side, mask),
     State.LINGER: lambda connection, side, mask: connection._reply.linger_ready(side, mask),
 }

@@ -7,7 +7,6 @@ be what its owner did not mean.
 
 from __future__ import annotations
 
-from http import HTTPStatus
 from typing import TYPE_CHECKING
 
 from l7proxy import clienthello, proxyproto
@@ -16,6 +15,7 @@ from l7proxy.filters import redirect_location, rewrite
 from l7proxy.forwarded import Hop, came_to, client_address
 from l7proxy.head import Head, serialise
 from l7proxy.model import (
+    PER_REQUEST,
     Address,
     Decision,
     Deny,
@@ -29,16 +29,16 @@ from l7proxy.model import (
     Splice,
 )
 from l7proxy.responses import local_response, redirect_response, static_response
+from l7proxy.routing.router import AMBIGUOUS
 from l7proxy.session import Event, State
 from l7proxy.worker import limiting
+from l7proxy.worker.exchange import Exchange
 from l7proxy.worker.front import admit, peer_of, served, socket_address, timeouts_of
 from l7proxy.worker.sending import Sending
 
 if TYPE_CHECKING:
     from l7proxy.worker.connection import Connection
-
-ONE_REQUEST = (Splice.REQUEST, Splice.UPGRADE)
-"""Ways to splice in which a connection serves one request, so that each one is routed."""
+    from l7proxy.worker.opening import Opening
 
 _ALERTS = {
     Reason.DENIED: clienthello.ACCESS_DENIED,
@@ -112,42 +112,58 @@ class Deciding:
             return
         decision = connection.listener.router.decide(head, self._destination)
         if not isinstance(decision, Forward):
-            self._answer(decision, head)
+            self._answer(decision, head, surplus)
             return
         route = decision.route
         if not connection.listener.admits(route, connection.client_host):
-            self._deny(route, "access", head)
+            self._deny(route, "access", head, surplus)
             return
-        if self._is_over_rate(route, head):
+        if self._is_over_rate(route, head, surplus):
             return
         hop = Hop(peer, connection.client_host, trusted, self._scheme, self._port)
         fields = front.forwarded.fields(
             hop, head.headers, authority=head.authority, version=head.version
         )
-        one_request = decision.splice in ONE_REQUEST
+        by_request = decision.splice in PER_REQUEST or connection.requests is not None
         outgoing = self._proxy_out(decision, head.host, "") + serialise(
             head,
             fields,
             trusted=trusted,
-            one_request=one_request,
+            kept=by_request,
             rewriting=rewrite(head, route, decision.match),
         )
-        body_left = None
-        tunnel = head.upgrade or head.method == "CONNECT"
-        if one_request and not head.chunked and not tunnel:
-            # What follows a body of known length is another request, which is not for this route.
-            body_left = head.content_length or 0
-            surplus = surplus[:body_left]
-            body_left -= len(surplus)
+        if by_request:
+            self._exchange(decision, head, outgoing, surplus)
+            return
         connection.spliceable &= decision.splice is not Splice.NEVER
         host = connection.client_host
         connection.dialing.choose(decision, head, host, None, self._destination)
         self._keep_client()
-        connection.brief = one_request or not head.keep_alive
+        connection.brief = not head.keep_alive
         connection.upgrades = head.upgrade is not None
-        upgrades = decision.splice is Splice.UPGRADE
-        self._go(route, outgoing + surplus, body_left=body_left, upgrades=upgrades)
+        self._go(route, outgoing + surplus)
         connection.on(Event.ROUTED)
+
+    def _exchange(self, decision: Forward, head: Head, outgoing: bytes, surplus: bytes) -> None:
+        """Send this request on by itself. Raises BadRequest, where what follows it is no body."""
+        connection = self._connection
+        requests = self._opening.requests()
+        exchange = requests.exchange = Exchange(
+            connection, requests, head, decision, outgoing, surplus
+        )
+        connection.timeouts = timeouts_of(connection.listener.timeouts, decision.route.timeouts)
+        host = connection.client_host
+        connection.dialing.choose(decision, head, host, None, self._destination)
+        self._keep_client()
+        # what the backend was told of the client is of this client alone
+        exchange.pools = decision.backend.proxy_protocol is None and not connection.dialing.source
+        connection.on(Event.ROUTED)
+
+    @property
+    def _opening(self) -> Opening:
+        opening = self._connection.opening
+        assert opening is not None
+        return opening
 
     def route_stream(self, hello: Hello | None, outgoing: bytes) -> None:
         """Decide about a stream; `outgoing` is what was read of it."""
@@ -194,23 +210,10 @@ class Deciding:
             except OSError:
                 pass  # the client is gone already, which is found out soon
 
-    def _go(
-        self,
-        route: Route,
-        outgoing: bytes,
-        *,
-        body_left: int | None = None,
-        upgrades: bool = False,
-    ) -> None:
+    def _go(self, route: Route, outgoing: bytes) -> None:
         connection = self._connection
         connection.timeouts = timeouts_of(connection.listener.timeouts, route.timeouts)
-        connection.sending = Sending(
-            connection,
-            outgoing,
-            full_read=self._full_read,
-            body_left=body_left,
-            upgrades=upgrades,
-        )
+        connection.sending = Sending(connection, outgoing, full_read=self._full_read)
         connection.opening = None
 
     def _proxy_out(self, decision: Forward, authority: str, alpn: str) -> bytes:
@@ -233,38 +236,46 @@ class Deciding:
 
     # ---- answers of our own
 
-    def _answer(self, decision: Decision, head: Head) -> None:
+    def _keeps(self, head: Head, surplus: bytes) -> bool:
+        """Whether the client may go on after an answer of ours; then with the surplus."""
+        if head.body_length != 0 or not self._connection.may_keep(head):
+            return False
+        self._opening.requests().pending = surplus
+        return True
+
+    def _answer(self, decision: Decision, head: Head, surplus: bytes) -> None:
         """Answer a request instead of forwarding it."""
         connection = self._connection
         route = None if isinstance(decision, Forward) else decision.route
         if route is not None and not connection.listener.admits(route, connection.client_host):
-            self._deny(route, "access", head)
+            self._deny(route, "access", head, surplus)
             return
         if isinstance(decision, Deny):
-            self._deny(decision.route, "deny", head)
+            self._deny(decision.route, "deny", head, surplus)
             return
         if route is not None:
             connection.record.route = route.name
-            if self._is_over_rate(route, head):
+            if self._is_over_rate(route, head, surplus):
                 return
         data: bytes
+        refused = decision is AMBIGUOUS
+        keep = not refused and self._keeps(head, surplus)
         if isinstance(decision, Redirect):
-            status, data = self._redirect(decision, head)
+            status, data = self._redirect(decision, head, keep=keep)
         else:
             assert isinstance(decision, Respond)
             status, respond = decision.status, None if route is None else route.respond
             if respond is not None:
-                data = static_response(respond, method=head.method)
+                data = static_response(respond, method=head.method, keep=keep)
             else:
-                data = local_response(status, decision.detail, method=head.method)
-        refused = status == HTTPStatus.BAD_REQUEST and route is None
+                data = local_response(status, decision.detail, method=head.method, keep=keep)
         connection.end_with(Reason.BAD_REQUEST if refused else Reason.LOCAL_REPLY)
         if refused:
             connection.record.rule = "ambiguous-path"
-        connection.answer_with(status, data)
+        connection.answer_with(status, data, keep=keep)
         connection.on(Event.ANSWERED)
 
-    def _redirect(self, decision: Redirect, head: Head) -> tuple[int, bytes]:
+    def _redirect(self, decision: Redirect, head: Head, *, keep: bool) -> tuple[int, bytes]:
         redirect = decision.route.redirect
         assert redirect is not None
         scheme, port = self._scheme, self._port
@@ -273,8 +284,9 @@ class Deciding:
         location = redirect_location(redirect, decision.match, head, scheme, port)
         if location is None:
             detail = "the request names no host that it could be redirected to"
-            return 400, local_response(400, detail, method=head.method)
-        return redirect.status, redirect_response(redirect.status, location, method=head.method)
+            return 400, local_response(400, detail, method=head.method, keep=keep)
+        answer = redirect_response(redirect.status, location, method=head.method, keep=keep)
+        return redirect.status, answer
 
     @property
     def _scheme(self) -> str:
@@ -291,14 +303,15 @@ class Deciding:
             return self._destination.port
         return self._connection.listener.front.port
 
-    def _deny(self, route: Route, rule: str, head: Head) -> None:
+    def _deny(self, route: Route, rule: str, head: Head, surplus: bytes) -> None:
         connection = self._connection
         connection.record.route, connection.record.rule = route.name, rule
         connection.end_with(Reason.DENIED)
-        connection.answer_with(403, local_response(403, method=head.method))
+        keep = self._keeps(head, surplus)
+        connection.answer_with(403, local_response(403, method=head.method, keep=keep), keep=keep)
         connection.on(Event.ANSWERED)
 
-    def _is_over_rate(self, route: Route, head: Head) -> bool:
+    def _is_over_rate(self, route: Route, head: Head, surplus: bytes) -> bool:
         """Whether the route has let through all that it may by now; the request is answered then.
 
         Asked once for each request: it counts.
@@ -308,7 +321,9 @@ class Deciding:
         if wait:
             connection.record.route, connection.record.rule = route.name, "rateLimit"
             connection.end_with(Reason.RATE_LIMITED)
-            connection.answer_with(limiting.TOO_MANY, limiting.refusal(wait, head.method))
+            keep = self._keeps(head, surplus)
+            answer = limiting.refusal(wait, head.method, keep=keep)
+            connection.answer_with(limiting.TOO_MANY, answer, keep=keep)
             connection.on(Event.ANSWERED)
         return wait > 0
 

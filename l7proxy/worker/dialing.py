@@ -22,10 +22,13 @@ from l7proxy.health import Failure
 from l7proxy.model import Address, Forward, Hello, Protocol, Requested, SocketAddress
 from l7proxy.net import dial
 from l7proxy.session import Event
+from l7proxy.telemetry.counters import Counter
 from l7proxy.worker.groups import Group, Place
+from l7proxy.worker.wire import WATCH, Wire
 
 if TYPE_CHECKING:
     from l7proxy.worker.connection import Connection
+    from l7proxy.worker.exchange import Exchange
 
 ATTEMPT_DELAY = 0.25
 """Seconds; RFC 8305 section 8: "Connection Attempt Delay ... recommended value: 250 milliseconds".
@@ -87,6 +90,7 @@ class Dialing:
         "_rest",
         "_seconds",
         "_wait_until",
+        "destination",
         "source",
     )
 
@@ -97,6 +101,7 @@ class Dialing:
         self._is_dialling = False  # counted there as well
         self._place: Place | None = None  # where it is connected to
         self._attempts = _NO_ATTEMPTS  # by descriptor
+        self.destination: Address | None = None  # where an intercepted connection was going
         self.source = ""  # the address to dial with; "": this machine's own
 
     def choose(
@@ -115,6 +120,7 @@ class Dialing:
         """
         connection = self._connection
         now = connection.worker.now
+        self.destination = destination
         connection.record.route = decision.route.name
         connection.record.backend = decision.backend.name
         seconds = decision.route.timeouts.dial
@@ -147,6 +153,11 @@ class Dialing:
         self._place = self._remembered = next(places, None)
         if self._place is not None:
             self._place.stay()
+
+    @property
+    def place(self) -> Place | None:
+        """Where it is connected to."""
+        return self._place
 
     @property
     def set_cookie(self) -> bytes | None:
@@ -245,14 +256,19 @@ class Dialing:
         """Begin an attempt; whether there is one, or it has even succeeded."""
         connection, address = self._connection, place.member.address
         self._dials += 1
+        requests = connection.requests
+        exchange = None if requests is None else requests.exchange
+        if exchange is not None and self._reuse(place, exchange):
+            return True
         sock = None
         try:
             sending, spare = connection.sending, None
+            speaks = connection.requests is not None or (sending is not None and sending.speaks)
             if self.source and _same_family(self.source, address):
                 spare = connection.worker.spares.take(self.source)
                 if spare is None:
                     return self._wait_for_spare(place)
-            sock = dial.start(address, speaks=sending is not None and sending.speaks, sock=spare)
+            sock = dial.start(address, speaks=speaks, sock=spare)
             connected = dial.progress(sock, address)
             if not connected and not dial.must_ask(address):
                 connection.worker.register(sock.fileno(), select.EPOLLOUT, connection)
@@ -277,6 +293,26 @@ class Dialing:
         connection.watch(connection.client, 0)  # errors are always reported
         self._race_at = now + ATTEMPT_DELAY
         self._schedule()
+        return True
+
+    def _reuse(self, place: Place, exchange: Exchange) -> bool:
+        """Take a connection that the endpoint has from another request; whether there is one."""
+        connection = self._connection
+        if exchange.fresh or not exchange.pools:
+            return False
+        wire = connection.worker.pool.take(place)
+        if wire is None:
+            return False
+        connection.worker.hand_over(wire.sock.fileno(), connection.worker.pool, connection)
+        connection.worker.view[Counter.REUSED] += 1
+        self._settle()
+        self._place = place
+        exchange.backend = wire
+        connection.take_backend(wire.sock, WATCH)
+        connection.record.endpoint = place.text
+        connection.record.reused = True
+        connection.record.dial_ms = connection.record.head_ms
+        connection.on(Event.REACHED)
         return True
 
     def _ask(self, attempt: _Attempt) -> None:
@@ -315,7 +351,14 @@ class Dialing:
         connection.take_backend(sock, select.EPOLLOUT if registered else None)
         connection.record.endpoint = place.text
         connection.note_dialled()
-        connection.on(Event.CONNECTED)
+        requests = connection.requests
+        if requests is None:
+            connection.on(Event.CONNECTED)
+            return
+        assert requests.exchange is not None
+        wire = requests.exchange.backend = Wire(sock)
+        wire.born = connection.worker.now
+        connection.on(Event.REACHED)
 
     def _refused(self, place: Place, error: dial.DialError) -> None:
         if error.is_ours:
@@ -369,7 +412,8 @@ class Dialing:
             return
         connection.end_with(reason)
         detail = _WHY.get(reason, "no endpoint of the backend takes connections")
-        connection.reply_with(504 if reason is Reason.DIAL_TIMEOUT else 503, detail)
+        keep = connection.requests is not None and connection.requests.may_answer
+        connection.reply_with(504 if reason is Reason.DIAL_TIMEOUT else 503, detail, keep=keep)
         connection.on(Event.UNREACHABLE)
 
     # ---- afterwards

@@ -72,6 +72,8 @@ class OpenListener:
     front: Front
     sock: socket.socket
     passed: bool = False  # others opened it, and clients may have come before us
+    successor: OpenListener | None = None  # what a reload has put in its place
+    retired: bool = False  # a reload has put nothing there
     tick: int = -1
 
     @property

@@ -89,6 +89,16 @@ class Place(Counted):
         self.at = -1  # its index in the group; -1: it is there no more
 
     @property
+    def key(self) -> object:
+        """What connections to it have in common, and to nothing else."""
+        return self
+
+    @property
+    def is_gone(self) -> bool:
+        """Whether nothing new is to come to it."""
+        return self.at < 0
+
+    @property
     def is_ipv6(self) -> bool:
         """Whether it is dialled over IPv6."""
         address = self.member.address
@@ -98,12 +108,23 @@ class Place(Counted):
 class Elsewhere(Place):
     """Where one intercepted connection was going. The group counts it, and nobody judges it."""
 
-    __slots__ = ()
+    __slots__ = ("_group",)
 
     def __init__(self, group: Counted, address: Address) -> None:
         super().__init__(group.row, str(address), b"")
+        self._group = group
         self.member = Member(address, 1)
         self.at = 0
+
+    @property
+    def key(self) -> object:
+        """See `Place.key`: many connections go to the same address."""
+        return self._group, self.text
+
+    @property
+    def is_gone(self) -> bool:
+        """See `Place.is_gone`."""
+        return self._group.is_retired
 
     def enter(self) -> None:
         """It is counted in the group already."""

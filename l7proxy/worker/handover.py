@@ -24,7 +24,7 @@ from l7proxy.telemetry.presence import NOWHERE
 if TYPE_CHECKING:
     from l7proxy.worker.connection import Connection
 
-VERSION = "1"
+VERSION = "2"
 
 _TEXTS = (
     *("listener", "client", "proxy", "route", "backend", "endpoint", "protocol"),
@@ -34,11 +34,11 @@ _TIMES = ("head_ms", "dial_ms", "first_byte_ms", "splice_ms")
 _texts = attrgetter(*_TEXTS)
 _times = attrgetter(*_TIMES)
 _numbers = attrgetter(  # in the order of `_NUMBERS`
-    *("early_in", "early_out", "early_answer", "added", "number", "listener.row"),
-    *("presence", "brief", "upgrades", "began", "record.time"),
+    *("early_in", "early_out", "early_answer", "before_in", "before_out", "number"),
+    *("listener.row", "added", "presence", "brief", "upgrades", "began", "record.time"),
     *("timeouts.head", "timeouts.dial", "timeouts.idle", "timeouts.overflow"),
 )
-_NUMBERS = struct.Struct("<6Qq??6d4d")  # and the times, NaN for none
+_NUMBERS = struct.Struct("<7Qqq??6d4d")  # and the times, NaN for none
 _NONE = float("nan")
 _HEADER = 300  # characters of a header's value
 _PATH = 1400  # characters of a path, as in the log: longer ones are kept in part
@@ -51,7 +51,10 @@ class Unreadable(L7ProxyError):
 class Handed:
     """A record that was read: what the connection was, its `timeouts`, and the log's record."""
 
-    __slots__ = ("_began", "_brief", "_counts", "_upgrades", "counted", "record", "row", "timeouts")
+    __slots__ = (
+        *("_added", "_began", "_brief", "_counts", "_upgrades"),
+        *("counted", "record", "row", "timeouts"),
+    )
 
     def __init__(self, text: str, slot: int) -> None:
         """Read what `pack` wrote, for the worker in this slot. Raises Unreadable."""
@@ -61,15 +64,16 @@ class Handed:
         try:
             numbers, status, alpn, extras, *texts = lines
             values = _NUMBERS.unpack(bytes.fromhex(numbers))
-            *self._counts, self.row, presence, self._brief, self._upgrades = values[:9]
-            self._began, began_at, *timeouts = values[9:15]
+            *self._counts, self.row, self._added, presence = values[:9]
+            self._brief, self._upgrades = values[9:11]
+            self._began, began_at, *timeouts = values[11:17]
             self.counted = presence != NOWHERE
             self.timeouts = Timeouts(*timeouts)
             self.record = record = Record(began_at, slot, texts[0], texts[1])
             for name, value in zip(_TEXTS, texts, strict=True):
                 setattr(record, name, value)
             record.protocol = Protocol(record.protocol)
-            for name, value in zip(_TIMES, values[15:], strict=True):
+            for name, value in zip(_TIMES, values[17:], strict=True):
                 setattr(record, name, None if isnan(value) else value)
             record.alpn = tuple(alpn.split("\t")) if alpn else ()
             record.status = int(status) if status else None
@@ -88,9 +92,11 @@ class Handed:
             connection.early_in,
             connection.early_out,
             connection.early_answer,
-            connection.added,
+            connection.before_in,
+            connection.before_out,
             connection.number,
         ) = self._counts
+        connection.added = self._added
         connection.began = self._began
         connection.timeouts = self.timeouts
         connection.brief, connection.upgrades = self._brief, self._upgrades

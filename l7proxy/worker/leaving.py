@@ -30,7 +30,7 @@ class Leaving:
 
     def begin(self) -> None:
         """Accept no more."""
-        self._worker.accepting.stop()
+        self._worker.stop_keeping()
         self.on_deadline()
 
     def on_deadline(self) -> None:

@@ -39,9 +39,9 @@ def over(worker: Worker, route: Route, client: str) -> int:
     return worker.rates.take(name, by, rate, time.monotonic_ns())
 
 
-def refusal(wait: int, method: str) -> bytes:
+def refusal(wait: int, method: str, *, keep: bool) -> bytes:
     """The answer to a request that should have waited that long."""
     after = str(retry_after(wait))
     headers = (("Retry-After", after), ("Cache-Control", "no-store"))
     body = f"{TOO_MANY.value} {TOO_MANY.phrase}\n"
-    return static_response(StaticResponse(TOO_MANY, headers, body), method=method)
+    return static_response(StaticResponse(TOO_MANY, headers, body), method=method, keep=keep)

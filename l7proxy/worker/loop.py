@@ -26,7 +26,8 @@ from l7proxy.datapath.relay import Relays
 from l7proxy.errors import Reason
 from l7proxy.model import AccessLogRules, Backend
 from l7proxy.net.process import STOP
-from l7proxy.telemetry.accesslog import LIVE
+from l7proxy.session import Event, State
+from l7proxy.telemetry.accesslog import LIVE, Record
 from l7proxy.telemetry.counters import Counter
 from l7proxy.telemetry.log import event
 from l7proxy.telemetry.meter import Meter
@@ -39,6 +40,7 @@ from l7proxy.worker.groups import Group
 from l7proxy.worker.keeping import Keeping
 from l7proxy.worker.leaving import Leaving
 from l7proxy.worker.longlived import LongLived
+from l7proxy.worker.pool import Pool
 from l7proxy.worker.reloading import Reloading
 from l7proxy.worker.setup import WorkerSetup
 from l7proxy.worker.spares import Spares
@@ -48,6 +50,7 @@ from l7proxy.worker.timers import Calendar
 EVENT_BATCH = 512
 SCRATCH = 8 * 1024 * 1024  # bytes; what a receive buffer holds at the most, usually
 FIRST_READ = 64 * 1024  # bytes of one read before the pair is open
+BODY_READ = 256 * 1024  # bytes of one read of a body
 LOG_RETRY = 0.1  # seconds until lines are tried again that nobody took
 GC_THRESHOLD = 50_000  # objects made and not freed, until cycles are looked for
 
@@ -81,6 +84,7 @@ class Worker:
         self.scratch = memoryview(bytearray(SCRATCH))
         self.first_scratch = self.scratch[:FIRST_READ]
         self.little_scratch = self.scratch[:LITTLE]
+        self.body_scratch = self.scratch[:BODY_READ]
         self.spliced: dict[int, SplicedPair] = {}  # by pair: index >> 1
         self.clock = time.monotonic
         self.wall = time.time
@@ -100,6 +104,8 @@ class Worker:
         self.log_headers: frozenset[str] = frozenset()  # that records of requests are to have
         self._long_lived = LongLived(self)
         self._farewell = Farewell(self, setup.drain_idle)
+        self.pool = Pool(self)
+        self.is_stopping = False  # no connection is taken any more, and none is kept
         self._stops = 0
         self._dropped = 0
         self._exit: int | None = None
@@ -211,11 +217,10 @@ class Worker:
         ready = [connection for connection in self._soon if connection.retry_at <= self.now]
         self._soon.difference_update(ready)
         for connection in ready:
-            if connection.pair is not None and connection.session.is_open:
-                self.guard(connection, connection.pair.again)
+            self.guard(connection, connection.look_again_at)
 
     def look_again(self, connection: Connection, delay: float) -> None:
-        """Have the connection's pair looked at again in `delay` seconds, or sooner."""
+        """Have the connection looked at again in `delay` seconds, or sooner."""
         when = self.now + delay
         if connection in self._soon:  # its other direction may be in more of a hurry
             when = min(when, connection.retry_at)
@@ -230,6 +235,12 @@ class Worker:
         self._counters.enter(row)
         self.meter.accepted(connection.listener.name)
         self.guard(connection, connection.begin)
+
+    def moved(self, old: int, new: int) -> None:
+        """A connection is on another listener from now on, by their rows."""
+        if old != new:
+            self._counters.leave(old)
+            self._counters.enter(new)
 
     def resumed(self, connection: Connection, row: int) -> None:
         """A connection was another worker's until now, and is counted as open already."""
@@ -352,6 +363,19 @@ class Worker:
         self._counters.fail(record.reason)
         self.meter.ended(record)
         self.view[Counter.CLOSED] += 1  # last: who finds none open finds all of them counted
+        requests = connection.requests
+        if requests is not None and requests.rests:
+            return  # none of its requests has ended with it
+        if requests is not None:
+            self.view[Counter.REQUESTS] += 1
+            self.meter.requested(record)
+        self._log.write(record)
+
+    def exchanged(self, record: Record) -> None:
+        """A request is over, and its connection is not: count and log it."""
+        self.view[Counter.REQUESTS] += 1
+        self._counters.fail(record.reason)
+        self.meter.exchanged(record)
         self._log.write(record)
 
     def note_live(self, connection: Connection) -> None:
@@ -389,13 +413,22 @@ class Worker:
     # ---- ending
 
     def _stop(self, *, first: bool) -> None:
-        self.accepting.stop()
+        self.stop_keeping()
         if first:
             self._farewell.begin()
             return
         self._exit = RESET if self._connections else DRAINED
         for connection in self.connections():
             self.guard(connection, partial(connection.abort, Reason.DRAIN_DEADLINE))
+
+    def stop_keeping(self) -> None:
+        """Take no connection any more, and keep none for another request."""
+        self.is_stopping = True
+        self.accepting.stop()
+        self.pool.clear()
+        for connection in self.connections():
+            if connection.session.state is State.IDLE:
+                self.guard(connection, partial(connection.on, Event.TIMEOUT))
 
     def leave(self) -> None:
         """Another l7proxy takes the place of this one."""

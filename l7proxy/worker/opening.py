@@ -1,6 +1,7 @@
 """From accept to what routes: read a PROXY header, a request's head, a ClientHello.
 
-Dropped when the request goes on its way, so that an idle connection is small.
+Dropped when the request goes on its way, so that an idle connection is small; but where each
+request is routed by itself: there it reads the head of each.
 """
 
 from __future__ import annotations
@@ -12,12 +13,15 @@ from typing import TYPE_CHECKING
 from l7proxy import clienthello, proxyproto
 from l7proxy.access import UNIX_CLIENT
 from l7proxy.clienthello import HelloReader
+from l7proxy.datapath.relay import SourceBroken
 from l7proxy.errors import BadHello, BadProxyHeader, BadRequest, Reason
 from l7proxy.head import Head, HeadReader
 from l7proxy.model import Address, Hello, Protocol, ProxyHeader, Side
-from l7proxy.session import Event
+from l7proxy.session import Event, State
 from l7proxy.worker.deciding import Deciding
 from l7proxy.worker.front import admit, served
+from l7proxy.worker.requests import Requests
+from l7proxy.worker.wire import WATCH
 
 if TYPE_CHECKING:
     from l7proxy.worker.connection import Connection
@@ -34,6 +38,8 @@ class Opening:
         "_destination",
         "_full_read",
         "_header",
+        "_is_late",
+        "_peer",
         "_proxy",
         "_reader",
     )
@@ -46,6 +52,8 @@ class Opening:
         self._reader: HeadReader | HelloReader | None = None
         self._full_read = False  # the last read filled its buffer: there may be more
         self._destination: Address | None = None  # where it was going when it was intercepted
+        self._is_late = False  # the deadline of a later head is set
+        self._peer = ("", "", "")  # who is connected, whatever a request says of others
 
     def begin(self) -> None:
         """Start: read what routes, or decide at once where nothing is read."""
@@ -104,9 +112,12 @@ class Opening:
             return
         self.ready(Side.CLIENT, 0)
 
-    def ready(self, _side: Side, _mask: int) -> None:
+    def ready(self, side: Side, mask: int) -> None:
         """Read until it is known what to do, or the client has no more for now."""
         connection = self._connection
+        if connection.requests is not None:
+            self.next_ready(side, mask)
+            return
         scratch = connection.worker.first_scratch
         while True:
             try:
@@ -190,6 +201,107 @@ class Opening:
             connection.reply_with(408, "the request's head did not arrive in time")
             connection.on(Event.TIMEOUT)
 
+    # ---- request after request
+
+    def requests(self) -> Requests:
+        """What the connection has where each of its requests is routed by itself."""
+        connection = self._connection
+        if connection.requests is None:
+            host, name, proxy = self._peer
+            connection.requests = Requests(
+                connection, host=host, name=name, proxy=proxy, admitted=self._admitted
+            )
+            connection.requests.client.more = self._full_read
+        return connection.requests
+
+    def await_next(self) -> None:
+        """The client may send another request, which is read by the rules of the policy then."""
+        connection, requests = self._connection, self._connection.requests
+        assert requests is not None
+        worker = connection.worker
+        connection.follow_reload()
+        self._reader = HeadReader(connection.listener.limits)
+        if requests.pending or requests.client.more:
+            worker.look_again(connection, 0.0)  # others have their turn first
+        elif worker.is_stopping or connection.listener.retired:
+            connection.on(Event.TIMEOUT)
+            return
+        else:
+            worker.calendar.sooner(connection, worker.now + connection.listener.timeouts.keep_alive)
+        connection.watch(connection.client, WATCH)
+
+    def resume(self) -> None:
+        """Go on with what has come of the next request already."""
+        requests = self._connection.requests
+        assert requests is not None
+        data, requests.pending = requests.pending, b""
+        if data:
+            self._begin_next()
+            if self._take(data):
+                return
+        if requests.client.more:
+            self._read_next(requests)
+        else:
+            self._await_rest()
+
+    def next_ready(self, _side: Side, mask: int) -> None:
+        """The client has begun another request, or has gone."""
+        requests = self._connection.requests
+        assert requests is not None
+        if mask & select.EPOLLERR:
+            self._connection.client_failed()
+            return
+        if mask & select.EPOLLPRI:
+            self._connection.abort(Reason.URGENT_DATA)
+            return
+        requests.client.note(mask)
+        if not requests.pending:  # else it is looked at again soon
+            self._read_next(requests)
+
+    def _read_next(self, requests: Requests) -> None:
+        connection, client = self._connection, requests.client
+        scratch = connection.worker.first_scratch
+        while client.more:
+            try:
+                n = client.read(scratch)
+            except SourceBroken:
+                connection.client_failed()
+                return
+            if n < 0:
+                break
+            if n == 0:
+                if not requests.rests:
+                    connection.end_with(Reason.CLIENT_CLOSED)
+                connection.on(Event.CLIENT_END)
+                return
+            if requests.rests:
+                self._begin_next()
+            if self._take(bytes(scratch[:n])):
+                return
+        self._await_rest()
+
+    def _begin_next(self) -> None:
+        self._connection.on(Event.BEGUN)
+        self._is_late = False
+
+    def _await_rest(self) -> None:
+        """The head is not complete: it has so much time, from its first byte on."""
+        connection = self._connection
+        if connection.session.state is State.HEAD and not self._is_late:
+            self._is_late = True
+            connection.set_deadline(connection.listener.timeouts.head)
+
+    def idle_timed_out(self) -> None:
+        """A deadline passed while nothing of the next request has come."""
+        connection, requests = self._connection, self._connection.requests
+        assert requests is not None
+        worker = connection.worker
+        until = requests.idle_since + connection.listener.timeouts.keep_alive
+        if worker.now < until:
+            worker.calendar.set(connection, until)
+        elif not requests.pending:
+            connection.on(Event.TIMEOUT)
+
     # ---- what is known
 
     def _admit_known(self) -> bool:
@@ -219,6 +331,10 @@ class Opening:
             full_read=self._full_read,
         )
         if isinstance(what, Head):
+            connection = self._connection
+            if connection.requests is None:
+                record = connection.record
+                self._peer = (connection.client_host, record.client, record.proxy)
             deciding.route(what, data)
         else:
             deciding.route_stream(what, data)

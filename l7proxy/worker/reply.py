@@ -22,17 +22,21 @@ _DONTWAIT = socket.MSG_DONTWAIT
 class Reply:
     """The states REPLY and LINGER of one connection."""
 
-    __slots__ = ("_connection", "_left")
+    __slots__ = ("_connection", "_keep", "_left", "_size")
 
-    def __init__(self, connection: Connection, answer: bytes) -> None:
+    def __init__(self, connection: Connection, answer: bytes, *, keep: bool = False) -> None:
+        """`keep`: the client may send another request after the answer."""
         self._connection = connection
         self._left = answer
+        self._size = len(answer)
+        self._keep = keep
 
     def start(self) -> None:
         """Begin to write the answer. The backend, if there is one, has no part in it."""
         connection = self._connection
         connection.drop_backend()
-        dial.deliver_on_close(connection.client)
+        if not self._keep:
+            dial.deliver_on_close(connection.client)
         connection.set_deadline(connection.listener.timeouts.head)
         self._write()
 
@@ -55,7 +59,10 @@ class Reply:
                 connection.client_failed()
                 return
             self._left = self._left[n:]
-        connection.on(Event.REPLIED)
+        if self._keep:
+            connection.replied(self._size)
+        else:
+            connection.on(Event.REPLIED)
 
     def linger(self) -> None:
         """Half-close, then read on for a while.

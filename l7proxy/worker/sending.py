@@ -3,8 +3,8 @@
 The states SEND and ANSWER. What is here is dropped when the pair opens, so that an idle connection
 is small.
 
-ANSWER is for what needs the response's head: a cookie to be added, an upgrade to be seen. The
-backend may answer only when it has the whole request, so the rest of it is passed on meanwhile.
+ANSWER is for what needs the response's head: a cookie to be added. The backend may answer only when
+it has the whole request, so the rest of it is passed on meanwhile.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import select
 import socket
 from typing import TYPE_CHECKING
 
-from l7proxy.answer import SWITCHING_PROTOCOLS, AnswerReader, is_whole
+from l7proxy.answer import AnswerReader, is_whole
 from l7proxy.errors import Reason
 from l7proxy.model import Protocol, Side
 from l7proxy.session import Event
@@ -35,7 +35,6 @@ class Sending:
 
     __slots__ = (
         "_answer",
-        "_body_left",
         "_client_ended",
         "_connection",
         "_full_read",
@@ -44,7 +43,6 @@ class Sending:
         "answer_ended",
         "held_answer",
         "held_request",
-        "upgrades",
     )
 
     def __init__(
@@ -53,23 +51,17 @@ class Sending:
         outgoing: bytes,
         *,
         full_read: bool,
-        body_left: int | None = None,
-        upgrades: bool = False,
     ) -> None:
         """`outgoing` is what the backend gets first.
 
-        `full_read`: the client may have sent more than was read. `body_left`: so many bytes of the
-        client are for the backend yet, and what comes after them is dropped; None: all are.
-        `upgrades`: the pair is spliced only if the backend answers with 101.
+        `full_read`: the client may have sent more than was read.
         """
         self._connection = connection
         self._outgoing = outgoing
         self._full_read = full_read
-        self._body_left = body_left
         self._answer: AnswerReader | None = None
         self._client_ended = False
         self._said = b""  # what the backend has said, from ANSWER on
-        self.upgrades = upgrades
         self.answer_ended = False  # the backend has sent its answer and ended already
         self.held_answer = b""  # what the client had no room for, of a first answer
         self.held_request = b""  # what the backend had no room for
@@ -106,7 +98,7 @@ class Sending:
             if not self._read_surplus():
                 return
         cookie = connection.dialing.set_cookie
-        if (cookie is not None or self.upgrades) and connection.listener.protocol is Protocol.HTTP:
+        if cookie is not None and connection.listener.protocol is Protocol.HTTP:
             self._answer = AnswerReader(cookie)
             connection.on(Event.AWAITED)
         else:
@@ -135,11 +127,8 @@ class Sending:
         return True
 
     def _keep(self, data: memoryview) -> None:
-        """Take bytes of the client on, as far as they are for the backend."""
+        """Take bytes of the client on."""
         self._connection.early_in += len(data)
-        if self._body_left is not None:
-            data = data[: self._body_left]
-            self._body_left -= len(data)
         self._outgoing += bytes(data)
 
     def _take_first_answer(self) -> bool:
@@ -238,8 +227,8 @@ class Sending:
         assert backend is not None
         blocked = bool(self._outgoing)
         connection.watch(backend, select.EPOLLIN | (select.EPOLLOUT if blocked else 0))
-        # the end of a client is seen again by the pair, and so are bytes that are not for now
-        wanted = not blocked and not self._client_ended and self._body_left != 0
+        # the end of a client is seen again by the pair
+        wanted = not blocked and not self._client_ended
         connection.watch(connection.client, select.EPOLLIN if wanted else 0)
         timeouts = connection.timeouts
         connection.set_deadline(timeouts.overflow if blocked else timeouts.idle)
@@ -263,7 +252,7 @@ class Sending:
                     return
                 connection.early_out += n
                 self._outgoing = self._outgoing[n:]
-            if self._client_ended or self._body_left == 0:
+            if self._client_ended:
                 break
             try:
                 n = connection.client.recv_into(scratch, 0, _DONTWAIT)
@@ -317,8 +306,6 @@ class Sending:
         if answer.odd:
             connection.worker.view[Counter.ODD_ANSWERS] += 1
         connection.added = answer.added
-        if self.upgrades and answer.status != SWITCHING_PROTOCOLS:
-            connection.spliceable = False
         if self.held_answer or self.answer_ended or self._take_first_answer():
             # What the backend has no room for, of the request, goes on with the pair.
             self.held_request = self._outgoing

@@ -24,7 +24,7 @@ STEP = 16  # connections that are looked at before the loop may go on
 ROWS = 48  # of one message: none is longer than 1 KiB, and a message has 64
 _SLACK = 1_024  # connections that are kept beyond those wanted, before they are sorted
 
-_RELAYED = frozenset((State.FIRST, State.RELAYED))
+_RELAYED = frozenset((State.FIRST, State.RELAYED, State.EXCHANGE))
 
 
 def telling(worker: Worker, asked: ListConnections) -> Generator[Connections | None, None, None]:
@@ -96,7 +96,9 @@ def _idle(connection: Connection) -> float:
 
 def _moved(connection: Connection) -> tuple[int, int, int]:
     """Bytes to the backend and to the client, and how many of both the kernel has moved."""
-    pair = connection.pair
+    pair, requests = connection.pair, connection.requests
+    if requests is not None:
+        return requests.client.taken, requests.client.written, 0
     if pair is None:
         return connection.early_in, connection.early_answer, 0
     to_backend, to_client, kernel_in, kernel_out = pair.moved()

@@ -349,6 +349,7 @@ def test_a_life(tmp_path: Path, policy: str, datapath: str) -> None:
             "backends",
             "connections",
             "pairs",
+            "requests",
             "bytes",
             "overflows",
             "odd_answers",

@@ -24,8 +24,10 @@ ATTACHED = {"instance", "job"}  # labels that Prometheus gives to all that it sc
 POLICY = """\
 listeners:
   web: {{address: "127.0.0.1:0", limits: {{connections: 1}}}}
+  each: {{address: "127.0.0.1:0"}}
 routes:
   - {{name: all, listeners: [web], backendRefs: [{{name: app}}]}}
+  - {{name: each, listeners: [each], splice: request, backendRefs: [{{name: app}}]}}
 backends:
   app: {{endpoints: ["127.0.0.1:{port}"]}}
 """
@@ -38,7 +40,7 @@ def board() -> Any:
 
 @pytest.fixture(scope="module")
 def scrape() -> Scrape:
-    """Of a proxy that has spliced a connection, and refused another one."""
+    """Of a proxy that has spliced a connection, refused another one, and exchanged a request."""
     backend = Backend()
 
     def script(peer: Peer) -> None:
@@ -54,6 +56,8 @@ def scrape() -> Scrape:
                 other.ending()
             until(lambda: Scrape(proxy)["l7proxy_connections_refused_total"], "one is refused")
             client.half_close().rest()
+        with connect(proxy.address("each")) as client:
+            client.send(b"GET / HTTP/1.1\r\nHost: app.test\r\n\r\n").head()
         proxy.settled()
         found = Scrape(proxy)
         proxy.stop()

@@ -24,8 +24,9 @@ routes:
   - name: sticky
     listeners: [web]
     matches: [{{path: /sticky}}]
+    splice: connection
     backendRefs: [{{name: sticky}}]
-  - {{name: app, backendRefs: [{{name: app}}]}}
+  - {{name: app, splice: connection, backendRefs: [{{name: app}}]}}
 backends:
   app: {{endpoints: ["127.0.0.1:{port}"], ejection: {{failures: 1}}}}
   sticky: {{endpoints: ["127.0.0.1:{port}"], sticky: {{cookie: at}}}}

@@ -24,8 +24,16 @@ listeners:
   web: {{address: "127.0.0.1:0"}}
   raw: {{address: "127.0.0.1:0", protocol: TCP}}
 routes:
-  - {{name: api, listeners: [web], matches: [{{path: /api}}], backendRefs: [{{name: app}}]}}
-  - {{name: dead, listeners: [web], matches: [{{path: /dead}}], backendRefs: [{{name: gone}}]}}
+  - name: api
+    listeners: [web]
+    splice: connection
+    matches: [{{path: /api}}]
+    backendRefs: [{{name: app}}]
+  - name: dead
+    listeners: [web]
+    splice: connection
+    matches: [{{path: /dead}}]
+    backendRefs: [{{name: gone}}]
   - {{name: stream, listeners: [raw], backendRefs: [{{name: app}}]}}
 backends:
   app: {{endpoints: ["127.0.0.1:{app}"]}}

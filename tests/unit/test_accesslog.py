@@ -82,6 +82,7 @@ def test_the_whole_record() -> None:
         "kernel_in": 0,
         "kernel_out": 2**40 - 1,
         "overflows": 2,
+        "reused": False,
         "status": None,
         "reason": "backend_reset",
         "rule": "host",

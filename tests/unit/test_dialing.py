@@ -41,13 +41,14 @@ def test_nobody_waits_longer_for_a_socket_than_for_a_dial(seconds: float) -> Non
     connection: Any = Waiting(
         worker=worker,
         sending=None,
+        requests=None,
         tick=-1,
         listener=SimpleNamespace(
             protocol=Protocol.HTTP, timeouts=Timeouts(dial=seconds), groups={"app": group}
         ),
         record=SimpleNamespace(),
         end_with=happened.append,
-        reply_with=lambda *_: None,
+        reply_with=lambda *_, **__: None,
         on=happened.append,
     )
     dialing = Dialing(connection)
@@ -78,13 +79,14 @@ def test_epoll_takes_no_more_descriptors() -> None:
     connection: Any = SimpleNamespace(
         worker=worker,
         sending=None,
+        requests=None,
         tick=-1,
         listener=SimpleNamespace(
             protocol=Protocol.HTTP, timeouts=Timeouts(), groups={"app": group}
         ),
         record=SimpleNamespace(),
         end_with=lambda reason: happened.append(reason),
-        reply_with=lambda *_: None,
+        reply_with=lambda *_, **__: None,
         on=happened.append,
     )
     before = process.descriptors()

@@ -197,7 +197,9 @@ def connection(record: Record, **more: Any) -> Any:
         "early_in": 100,
         "early_out": 90,
         "early_answer": 500,
-        "added": 7,
+        "before_in": 41,
+        "before_out": 42,
+        "added": -7,
         "listener": SimpleNamespace(row=3),
         "number": 17,
         "presence": -1,
@@ -242,7 +244,7 @@ def test_a_record_comes_back_as_it_was() -> None:
     assert (handed.row, handed.protocol, handed.counted) == (3, Protocol.TLS, False)
     found: Any = SimpleNamespace()
     handed.write_to(found)
-    for name in ("early_in", "early_out", "early_answer", "added", "brief", "upgrades"):
+    for name in ("early_in", "early_out", "early_answer", "before_in", "added", "upgrades"):
         assert getattr(found, name) == getattr(was, name), name
     assert (found.began, found.timeouts) == (was.began, was.timeouts)
     assert Handed(pack(connection(RECORD, presence=5)), 0).counted
@@ -258,7 +260,7 @@ def test_a_record_has_a_bound() -> None:
     [
         "",
         "0\n",
-        "2\n" + pack(connection(RECORD)).partition("\n")[2],
+        "3\n" + pack(connection(RECORD)).partition("\n")[2],
         pack(connection(RECORD)) + "\nmore",
         pack(connection(RECORD)).rpartition("\n")[0],
         pack(connection(RECORD)).replace("6400000000000000", "64", 1),

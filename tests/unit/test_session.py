@@ -43,6 +43,8 @@ DIAL = HEAD + ">> routed\n << dial\n == dial\n"
 SEND = DIAL + ">> connected\n << send\n == send\n"
 FIRST = SEND + ">> sent\n << first\n == first\n == client=user backend=user\n"
 ANSWER = SEND + ">> awaited\n << read answer\n == answer\n"
+EXCHANGE = DIAL + ">> reached\n << exchange\n == exchange\n"
+IDLE = EXCHANGE + ">> exchanged\n << read next\n == idle\n"
 REPLY = HEAD + ">> answered\n << reply\n == reply\n"
 LINGER = REPLY + ">> replied\n << linger\n == linger\n"
 
@@ -197,6 +199,39 @@ TRANSCRIPTS = {
     "relayed: the drain's deadline": RELAY + ">> abort\n << reset\n == closed",
     "relayed: an end without an answer is answered": RELAY
     + ">> backend silent\n << reply\n == reply",
+    "request after request, the second over a connection that was stale": IDLE
+    + """
+        >> begun
+        << begin
+        == head
+        >> routed
+        << dial
+        >> reached
+        << exchange
+        >> stale
+        << dial
+        == dial
+        >> reached
+        << exchange
+        >> last
+        << linger
+        == linger
+        >> client end
+        << close
+        == closed
+    """,
+    "an answer of our own, and another request": REPLY
+    + ">> kept\n << read next\n == idle\n >> begun\n << begin\n == head",
+    "exchange: another protocol": EXCHANGE + ">> switched\n << open\n == spliced",
+    "exchange: answered in the backend's place": EXCHANGE + ">> answered\n << reply\n == reply",
+    "exchange: the client breaks": EXCHANGE + ">> client error\n << reset\n == closed",
+    "exchange: the backend breaks": EXCHANGE + ">> backend error\n << reset\n == closed",
+    "exchange: idle or stalled": EXCHANGE + ">> timeout\n << reset\n == closed",
+    "exchange: the drain's deadline": EXCHANGE + ">> abort\n << reset\n == closed",
+    "between two requests: the client ends": IDLE + ">> client end\n << close\n == closed",
+    "between two requests: the client breaks": IDLE + ">> client error\n << reset\n == closed",
+    "between two requests: for too long, or a drain": IDLE + ">> timeout\n << close\n == closed",
+    "between two requests: an operator's reset": IDLE + ">> abort\n << reset\n == closed",
 }
 
 Row = tuple[State, Event] | tuple[Flow, FlowEvent]

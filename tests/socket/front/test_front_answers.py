@@ -69,7 +69,8 @@ def test_an_answer_of_our_own(
     method: bytes,
 ) -> None:
     with connect(proxy.address("web")) as client:
-        client.send(method + get(path).removeprefix(b"GET"))
+        request = get(path, fields=b"Connection: close\r\n")
+        client.send(method + request.removeprefix(b"GET"))
         assert client.rest() == head + (b"" if method == b"HEAD" else body)
         port = client.port
     record = proxy.record(port)
@@ -78,38 +79,39 @@ def test_an_answer_of_our_own(
     assert backend.accepted == 0
 
 
-# ---- one request for each connection
+# ---- each request by itself
+
+LAST = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\nConnection: close\r\n\r\nok"
 
 
 def test_filters(proxy: Proxy, backend: Backend) -> None:
     answer_once(backend)
     with connect(proxy.address("web")) as client:
-        client.send(get(b"/filtered/a%20b?c", fields=b"X-Gone: 1\r\nX-Set: 0\r\nX-Add: 1\r\n"))
-        assert client.rest() == OK
+        fields = b"X-Gone: 1\r\nX-Set: 0\r\nX-Add: 1\r\nConnection: close\r\n"
+        client.send(get(b"/filtered/a%20b?c", fields=fields))
+        assert client.rest() == LAST
     assert backend.heard() == (
         b"GET /inner/a%20b?c HTTP/1.1\r\nHost: inner.test\r\nX-Add: 1\r\n"
         b"X-Forwarded-For: 127.0.0.1\r\nX-Forwarded-Proto: http\r\n"
-        b"X-Forwarded-Host: app.test\r\nX-Set: 1\r\nX-Add: 2\r\nConnection: close\r\n\r\n"
+        b"X-Forwarded-Host: app.test\r\nX-Set: 1\r\nX-Add: 2\r\n\r\n"
     )
 
 
 def test_a_second_request_is_not_answered_by_the_first_route(
     proxy: Proxy, backend: Backend
 ) -> None:
-    """Pipelined in one segment: it does not reach the backend, and the connection ends."""
+    """Pipelined in one segment: it does not reach the backend."""
 
     def script(peer: Peer) -> None:
-        backend.tell(peer.head())
+        peer.head()
         peer.send(OK)
         assert peer.silent(0.1)
 
     backend.play(script)
     with connect(proxy.address("web")) as client:
-        client.send(get(b"/one") + get(b"/respond"))
-        assert client.rest() == OK
-        port = client.port
-    assert b"\r\nConnection: close\r\n" in backend.heard()
-    assert proxy.record(port)["reason"] == "done"
+        client.send(get(b"/one") + get(b"/respond", fields=b"Connection: close\r\n"))
+        assert client.read(len(OK)) == OK
+        assert client.rest().startswith(b"HTTP/1.1 503 ")
     assert backend.accepted == 1
 
 
@@ -127,7 +129,7 @@ def test_a_body_of_known_length_and_a_request_behind_it(proxy: Proxy, backend: B
         head = b"POST / HTTP/1.1\r\nHost: app.test\r\nContent-Length: %d\r\n\r\n" % size
         client.send(head + b"".join(stream(3, size)))
         assert backend.heard() == digest(3, size)
-        assert client.rest() == OK
+        assert client.read(len(OK)) == OK
 
 
 @pytest.mark.parametrize("path", [b"/never", b"/pinned"])
@@ -194,23 +196,18 @@ def test_an_upgrade_is_spliced(proxy: Proxy, backend: Backend, dripped: bool) ->
             client.send(piece)
         assert client.rest_digest() == (size, digest(2, size))
         port = client.port
-    assert b"\r\nUpgrade: websocket\r\nConnection: close, upgrade\r\n" in backend.heard()
+    assert b"\r\nUpgrade: websocket\r\nConnection: upgrade\r\n" in backend.heard()
     assert backend.heard() == digest(1, size)
     record = proxy.record(port)
     assert record["datapath"] == proxy.datapath
     assert record["reason"] == "done"
 
 
-@pytest.mark.parametrize("answer", [OK, b"HTTP/1.1 426 Upgrade Required\r\n\r\n", b"nonsense"])
-def test_what_is_no_upgrade_is_relayed(proxy: Proxy, backend: Backend, answer: bytes) -> None:
-    def script(peer: Peer) -> None:
-        peer.head()
-        peer.send(answer)
-
-    backend.play(script)
+def test_what_is_no_upgrade_is_relayed(proxy: Proxy, backend: Backend) -> None:
+    answer_once(backend)
     with connect(proxy.address("web")) as client:
         client.send(get(b"/upgrade", fields=WEBSOCKET))
-        assert client.rest() == answer
+        assert client.read(len(OK)) == OK
         port = client.port
     assert proxy.record(port)["datapath"] != "sockmap"
 

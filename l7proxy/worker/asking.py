@@ -1,0 +1,147 @@
+"""A request on its way to the backend: the head, and what follows it as far as the body goes.
+
+A request that nobody can have got may be sent once more (RFC 9110 section 9.2.2): where a kept
+connection had ended before it, where it is idempotent, and where all that was written of it is
+still here (`replay`).
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from l7proxy.chunked import Chunked
+from l7proxy.datapath.relay import SinkBroken, SourceBroken
+from l7proxy.errors import BadRequest, Reason
+from l7proxy.head import Head
+from l7proxy.model import Limits, Side
+from l7proxy.session import Event
+from l7proxy.worker.requests import Requests
+from l7proxy.worker.transfer import Body, Chunks, Cut, Pace, Sized, Transfer
+from l7proxy.worker.wire import Wire
+
+if TYPE_CHECKING:
+    from l7proxy.worker.exchange import Exchange
+
+REPLAY = 64 * 1024  # bytes of a request that are kept, to be sent again if nobody got them
+
+# RFC 9110 section 9.2.2
+IDEMPOTENT = frozenset(("GET", "HEAD", "OPTIONS", "TRACE", "PUT", "DELETE"))
+
+
+class Asking:
+    """The request of one exchange."""
+
+    __slots__ = (
+        "_body",
+        "_exchange",
+        "_outgoing",
+        "_requests",
+        "_transfer",
+        "deaf",
+        "replay",
+        "sent",
+        "unmet",
+    )
+
+    def __init__(
+        self, exchange: Exchange, requests: Requests, head: Head, outgoing: bytes, surplus: bytes
+    ) -> None:
+        """See `Exchange`. Raises BadRequest when the surplus is no body."""
+        self._exchange = exchange
+        self._requests = requests
+        self._body = body = _body(head, exchange.connection.listener.limits)
+        if body is not None and surplus:
+            outgoing += body.take(memoryview(surplus))
+            surplus = body.surplus
+        requests.pending = surplus
+        self._outgoing = outgoing
+        self._transfer: Transfer | None = None
+        self.replay: bytes | None = None  # what was written, while it may be written once more
+        self.sent = False  # all of it is in the backend's write queue
+        self.deaf = False  # the backend takes nothing any more
+        self.unmet = head.expect_continue and not self.is_read  # the client waits for a 100
+
+    @property
+    def is_read(self) -> bool:
+        """Whether nothing of the request is to come from the client."""
+        return self._body is None or self._body.done
+
+    def start(self, backend: Wire) -> None:
+        """Begin to send it, on a connection that is there."""
+        exchange, outgoing = self._exchange, self._outgoing
+        idempotent = exchange.head.method in IDEMPOTENT
+        is_small = len(outgoing) <= REPLAY
+        self.replay = outgoing if backend.uses > 1 and idempotent and is_small else None
+        self.sent = self.deaf = False
+        if not self.is_read:
+            assert self._body is not None
+            scratch = exchange.connection.worker.body_scratch
+            self._transfer = Transfer(self._requests.client, backend, self._body, scratch)
+        try:
+            backend.write(outgoing)
+        except SinkBroken:
+            self._fall_on_deaf_ears()
+            return
+        self.go()
+
+    def again(self) -> None:
+        """The same once more, on another connection: nobody has got it."""
+        assert self.replay is not None
+        self._outgoing, self.replay = self.replay, None
+
+    def ready(self) -> None:
+        """The client has sent more; it is the next request's if this one is read."""
+        if self._transfer is not None:
+            self.go()
+
+    def go(self) -> None:
+        """Send on what there is, and what found no room before."""
+        exchange, transfer, client = self._exchange, self._transfer, self._requests.client
+        connection, backend = exchange.connection, exchange.backend
+        assert backend is not None
+        taken = client.taken
+        try:
+            if transfer is not None:
+                pace = transfer.pump()
+            else:
+                pace = Pace.DONE if backend.flush() else Pace.ROOM
+        except SinkBroken:
+            self._fall_on_deaf_ears()
+            return
+        except SourceBroken:
+            connection.client_failed()
+            return
+        except Cut:
+            connection.end_with(Reason.CLIENT_CLOSED)
+            connection.on(Event.CLIENT_ERROR)
+            return
+        except BadRequest as error:
+            exchange.refuse(error)
+            return
+        if client.taken != taken:
+            self.unmet = False
+            self.replay = None
+        exchange.note(pace)
+        if pace is Pace.DONE and not self.sent:
+            self.sent = True
+            if transfer is not None:
+                self._requests.pending = transfer.body.surplus
+                self._transfer = None
+            exchange.check_over()
+
+    def _fall_on_deaf_ears(self) -> None:
+        """The backend takes nothing any more; it may have answered before."""
+        backend = self._exchange.backend
+        assert backend is not None
+        self.deaf = True
+        self._transfer = None
+        backend.out = b""
+        backend.more = True
+        self._exchange.answering.hear()
+
+
+def _body(head: Head, limits: Limits) -> Body | None:
+    length = head.body_length
+    if length is None:
+        return Chunks(Chunked(Side.CLIENT, limits, without=head.options))
+    return Sized(length) if length else None

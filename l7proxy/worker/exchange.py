@@ -1,0 +1,310 @@
+"""One request on its way to a backend, and its response on its way back: the state EXCHANGE.
+
+Both heads were parsed, and are written anew; bodies go on as far as their framing says, and not a
+byte further. Both ways are open at the same time (`asking`, `answering`): a backend may answer
+before it has the whole request, a client may wait for `100 Continue`.
+
+What has to hold, whatever either end does:
+
+- A response goes to the request that asked for it. So a connection to a backend has one request at
+  a time, and goes to the pool only if request and response have both ended exactly, and nothing
+  else has come. Anything odd closes it.
+- A body that was cut never looks complete. Both sockets reset on close until all is well, and a
+  request is always framed by a length or by chunks.
+- Once the client has the head of the final response there is no answer of our own any more: then
+  what fails resets it.
+
+When the response is through and the request is not, its rest goes on as long as the backend takes
+it: it may be read with care. The client was told `close` then.
+"""
+
+from __future__ import annotations
+
+import select
+from typing import TYPE_CHECKING
+
+from l7proxy.datapath.relay import SinkBroken
+from l7proxy.errors import BadRequest, BadResponse, Reason
+from l7proxy.head import Head
+from l7proxy.model import Datapath, Forward, Side
+from l7proxy.response import Response, serialise_response
+from l7proxy.session import Event, State
+from l7proxy.telemetry.counters import Counter
+from l7proxy.worker.answering import Answering
+from l7proxy.worker.asking import Asking
+from l7proxy.worker.requests import Requests
+from l7proxy.worker.transfer import Pace
+from l7proxy.worker.wire import READABLE, WATCH, Wire
+
+if TYPE_CHECKING:
+    from l7proxy.worker.connection import Connection
+
+_ERR, _PRI, _OUT = select.EPOLLERR, select.EPOLLPRI, select.EPOLLOUT
+_EXCHANGE = State.EXCHANGE
+
+
+class Exchange:
+    """One request and its response."""
+
+    __slots__ = (
+        "_active",
+        "_began",
+        "_counted_in",
+        "_counted_out",
+        "_heard_before",
+        "_requests",
+        "answering",
+        "asking",
+        "backend",
+        "connection",
+        "decision",
+        "fresh",
+        "head",
+        "pools",
+    )
+
+    def __init__(
+        self,
+        connection: Connection,
+        requests: Requests,
+        head: Head,
+        decision: Forward,
+        outgoing: bytes,
+        surplus: bytes,
+    ) -> None:
+        """`outgoing`: the head as the backend gets it; `surplus`: what came after it, not all ours.
+
+        Raises BadRequest when that is no body.
+        """
+        self.connection = connection
+        self.head = head
+        self.decision = decision
+        self.backend: Wire | None = None  # set by `Dialing`
+        self.fresh = False  # it has to be dialled: the pool's was stale
+        self.pools = True  # its connection may serve others
+        self._requests = requests
+        self._began = self._active = connection.worker.now
+        self._counted_in = self._counted_out = 0
+        self._heard_before = 0  # bytes that the backend's connection had brought for others
+        self.asking = Asking(self, requests, head, outgoing, surplus)
+        self.answering = Answering(self, requests.client)
+
+    def start(self) -> None:
+        """Send the request: the backend is there."""
+        connection, backend = self.connection, self.backend
+        assert backend is not None
+        backend.uses += 1
+        self._heard_before = backend.taken
+        self._active = connection.worker.now
+        connection.watch(connection.client, WATCH)
+        connection.watch(backend.sock, WATCH)
+        due = self._due()
+        if due:
+            connection.worker.calendar.sooner(connection, min(due)[0])
+        self.asking.start(backend)
+
+    def ready(self, side: Side, mask: int) -> None:
+        """Epoll has reported `mask` for one of the two sockets."""
+        connection, client, backend = self.connection, self._requests.client, self.backend
+        assert backend is not None
+        if mask & _PRI:
+            connection.abort(Reason.URGENT_DATA)
+        elif side is Side.CLIENT:
+            if mask & _ERR:
+                connection.client_failed()
+                return
+            client.note(mask)
+            if mask & READABLE:
+                self.asking.ready()
+            if mask & _OUT and client.out and self.goes_on:
+                self.answering.go()
+        else:
+            backend.note(mask)
+            if mask & _OUT and backend.out:
+                self.asking.go()
+            if mask & READABLE and self.goes_on and self.backend is backend:
+                self.answering.hear()
+
+    def again(self) -> None:
+        """A turn was over, and the others had theirs."""
+        self.asking.ready()
+        if self.goes_on:
+            self.answering.again()
+
+    @property
+    def goes_on(self) -> bool:
+        """Whether this is still what the connection does."""
+        return self.connection.session.state is _EXCHANGE and self._requests.exchange is self
+
+    def note(self, pace: Pace) -> None:
+        """One of the two ways has moved, or cannot."""
+        connection = self.connection
+        self._active = connection.worker.now
+        if pace is Pace.TURN:
+            connection.look_again(0.0)
+        begins = self._requests.client.note_stuck(self._active)
+        if self.backend is not None:
+            begins |= self.backend.note_stuck(self._active)
+        if begins:
+            connection.expect_progress()
+
+    # ---- what goes wrong
+
+    def backend_gone(self) -> None:
+        """The backend has ended, or broke, before the final head was complete."""
+        connection = self.connection
+        if not self.answering.heard and self.asking.replay is not None:
+            connection.worker.view[Counter.STALE] += 1
+            self._redial()
+            return
+        connection.dialing.lost_early()
+        connection.end_with(Reason.BACKEND_CLOSED)
+        self._answer_with(502, "the backend closed the connection without an answer")
+
+    def _redial(self) -> None:
+        """Send the request once more, on a connection of its own."""
+        connection = self.connection
+        self.asking.again()
+        self.fresh = True
+        self.backend = None
+        connection.drop_backend()
+        connection.redial(self.decision, self.head)
+        connection.on(Event.STALE)
+
+    def refuse(self, error: BadRequest) -> None:
+        """What the client sends is no body."""
+        connection = self.connection
+        connection.end_with(Reason.BAD_REQUEST)
+        connection.record.rule = error.rule
+        if self.answering.response is not None:
+            connection.on(Event.CLIENT_ERROR)
+        else:
+            self._answer_with(error.status, error.detail or error.rule)
+
+    def refuse_response(self, error: BadResponse) -> None:
+        """What the backend says is ambiguous."""
+        connection = self.connection
+        connection.end_with(Reason.BAD_RESPONSE)
+        connection.record.rule = error.rule
+        if self.answering.response is not None:
+            connection.on(Event.BACKEND_ERROR)
+        else:
+            self._answer_with(502, "the backend's response is malformed")
+
+    @property
+    def may_keep(self) -> bool:
+        """Whether the client may go on after an answer of ours: its request was read."""
+        return self.asking.is_read and self.connection.may_keep(self.head)
+
+    def _answer_with(self, status: int, detail: str) -> None:
+        """Answer in the backend's place, which has no part in it any more."""
+        connection = self.connection
+        if self._requests.client.out:  # half of an interim response: nothing fits behind it
+            connection.on(Event.BACKEND_ERROR)
+            return
+        connection.reply_with(status, detail, keep=self.may_keep)
+        connection.on(Event.ANSWERED)
+
+    # ---- the end
+
+    def check_over(self) -> None:
+        """Whether that was all: the response is with the client, and the request with the backend.
+
+        Or nobody waits for the rest of that: the backend takes it no more, or the client was never
+        told to go on.
+        """
+        asking = self.asking
+        if not self.answering.done or self._requests.client.out:
+            return
+        if asking.sent or asking.deaf or asking.unmet:
+            self._over()
+
+    def _over(self) -> None:
+        connection, requests, backend = self.connection, self._requests, self.backend
+        answering, is_sent = self.answering, self.asking.sent
+        response = answering.response
+        assert backend is not None
+        assert response is not None
+        self.account()
+        place = connection.dialing.place
+        connection.release_backend(answered=True)
+        is_exact = is_sent and not (answering.spoilt or backend.more or backend.ended)
+        if is_exact and response.keep_alive and self.pools and place is not None:
+            connection.keep_backend(place, backend)
+        else:
+            connection.drop_backend(in_order=is_sent)
+        requests.over()
+        if answering.keeps and is_sent:
+            connection.on(Event.EXCHANGED)
+        else:
+            connection.leave_client()
+            connection.on(Event.LAST)
+
+    def switch(self, response: Response, rest: bytes) -> None:
+        """The two speak something else from now on. Raises BadResponse, SinkBroken."""
+        connection, requests, backend = self.connection, self._requests, self.backend
+        assert backend is not None
+        if not self.asking.sent:
+            raise BadResponse("early-switch", "the backend did not wait for the request")
+        self.answering.response = response
+        requests.client.write(
+            serialise_response(
+                response, client_version=self.head.version, keep_alive=True, chunked=False
+            )
+            + rest
+        )
+        try:
+            backend.write(requests.pending)
+        except SinkBroken:
+            connection.end_with(Reason.BACKEND_RESET)
+            connection.on(Event.BACKEND_ERROR)
+            return
+        requests.pending = b""
+        self.account()
+        connection.switch(backend, heard_before=self._heard_before)
+
+    def account(self) -> None:
+        """Bring the record, and the counters of what user space moves, up to date."""
+        record, view = self.connection.record, self.connection.worker.view
+        record.bytes_in = self._requests.taken
+        if self.backend is not None:
+            record.bytes_out = self.backend.taken - self._heard_before
+            record.datapath = record.datapath or Datapath.COPY
+        view[Counter.RELAYED_CLIENT] += record.bytes_in - self._counted_in
+        view[Counter.RELAYED_BACKEND] += record.bytes_out - self._counted_out
+        self._counted_in, self._counted_out = record.bytes_in, record.bytes_out
+
+    # ---- time
+
+    def _due(self) -> list[tuple[float, Reason]]:
+        """When the exchange has taken too long, and why that would be."""
+        timeouts, route = self.connection.timeouts, self.decision.route.timeouts
+        due = []
+        stuck = [
+            wire.stuck_since
+            for wire in (self._requests.client, self.backend)
+            if wire is not None and wire.stuck_since is not None
+        ]
+        if timeouts.overflow and stuck:
+            due.append((min(stuck) + timeouts.overflow, Reason.STALLED))
+        elif timeouts.idle:
+            due.append((self._active + timeouts.idle, Reason.IDLE_TIMEOUT))
+        if route.request:
+            due.append((self._began + route.request, Reason.REQUEST_TIMEOUT))
+        return due
+
+    def on_deadline(self) -> None:
+        """Look whether it has taken too long; the deadline may be from before it began."""
+        connection = self.connection
+        due = self._due()
+        if not due:
+            return
+        when, reason = min(due)
+        if when > connection.worker.now:
+            connection.worker.calendar.set(connection, when)
+            return
+        connection.end_with(reason)
+        if self.answering.response is not None or reason is Reason.STALLED:
+            connection.on(Event.TIMEOUT)
+        else:
+            self._answer_with(504, "the backend did not answer in time")

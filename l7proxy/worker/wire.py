@@ -1,0 +1,118 @@
+"""One socket on a request's way, and what user space knows of it: what it took and wrote, and more.
+
+Some facts about epoll, and what follows from them:
+
+- Wires are watched edge-triggered for everything, and for as long as they live: no system call is
+  spent on what is to be watched next. An edge is told once, so what was told and not followed up
+  is remembered: `more`. epoll(7): a read that does not fill its buffer has emptied the socket, and
+  whatever comes after it is another edge.
+- An end is told once as well (`ended`); a read finds it behind the last byte.
+- EPOLLOUT comes along with every edge of the other kinds: it says something only to a wire that
+  had no room.
+
+What a socket has no room for is kept in `out`, and who has bytes there is given no more: so user
+space holds one buffer for each direction at the most. Both counts are those of TCP's own accounts,
+from the connection's begin on: nobody else reads from the socket or writes to it.
+"""
+
+from __future__ import annotations
+
+import select
+import socket
+
+from l7proxy.datapath.relay import SinkBroken, SourceBroken
+
+WATCH = select.EPOLLIN | select.EPOLLPRI | select.EPOLLOUT | select.EPOLLRDHUP | select.EPOLLET
+
+_DONTWAIT = socket.MSG_DONTWAIT
+_PEEK = socket.MSG_DONTWAIT | socket.MSG_PEEK
+_ENDED = select.EPOLLRDHUP | select.EPOLLHUP | select.EPOLLERR
+READABLE = select.EPOLLIN | _ENDED
+
+
+class Wire:
+    """A socket that requests and responses go over, one after the other."""
+
+    __slots__ = (
+        *("born", "ended", "more", "out", "put_at", "sock", "stuck_at", "stuck_since"),
+        *("taken", "uses", "written"),
+    )
+
+    def __init__(self, sock: socket.socket, *, taken: int = 0, written: int = 0) -> None:
+        self.sock = sock
+        self.taken = taken  # bytes that user space has read
+        self.written = written  # bytes that it has written
+        self.out = b""  # what is to be written, and found no room
+        self.more = True  # there may be something to read: a byte, an end or an error
+        self.ended = False  # epoll has told of an end
+        self.stuck_since: float | None = None  # when it had no room, and has taken nothing since
+        self.stuck_at = 0  # of `written`, then
+        self.uses = 0  # requests
+        self.born = 0.0  # when it was dialled, in seconds of the worker's clock
+        self.put_at = 0.0  # when it was put into the pool
+
+    def note(self, mask: int) -> None:
+        """Epoll has reported `mask`."""
+        if mask & READABLE:
+            self.more = True
+            if mask & _ENDED:
+                self.ended = True
+
+    def read(self, into: memoryview) -> int:
+        """How many bytes were read; 0 at the end, -1 when there is nothing now. SourceBroken."""
+        try:
+            n = self.sock.recv_into(into, 0, _DONTWAIT)
+        except BlockingIOError:
+            self.more = False
+            return -1
+        except OSError as error:
+            raise SourceBroken(str(error)) from error
+        self.taken += n
+        if n < len(into) and not self.ended:
+            self.more = False
+        return n
+
+    def write(self, data: bytes | memoryview) -> bool:
+        """Write, and keep what finds no room; whether all of it found some. Raises SinkBroken."""
+        if self.out:
+            self.out += data
+            return False
+        try:
+            n = self.sock.send(data, _DONTWAIT)
+        except BlockingIOError:
+            n = 0
+        except OSError as error:
+            raise SinkBroken(str(error)) from error
+        self.written += n
+        if n == len(data):
+            return True
+        self.out = bytes(data[n:])
+        return False
+
+    def flush(self) -> bool:
+        """Write what is kept; whether nothing is left of it. Raises SinkBroken."""
+        if not self.out:
+            return True
+        data, self.out = self.out, b""
+        return self.write(data)
+
+    def note_stuck(self, now: float) -> bool:
+        """Keep account of how long it has had no room; whether that has just begun."""
+        if not self.out:
+            self.stuck_since = None
+            return False
+        begins = self.stuck_since is None
+        if begins or self.stuck_at != self.written:
+            self.stuck_since, self.stuck_at = now, self.written
+        return begins
+
+    @property
+    def is_quiet(self) -> bool:
+        """Whether nothing has come, no end either: what has would be taken for a response."""
+        try:
+            self.sock.recv(1, _PEEK)
+        except BlockingIOError:
+            return True
+        except OSError:
+            pass
+        return False
