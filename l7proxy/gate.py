@@ -271,7 +271,7 @@ def parse_request_line(line: Buffer) -> RequestLine:
     method, target, version = match.groups()
     if version not in (b"1.1", b"1.0"):
         if method == b"PRI" and target == b"*" and version == b"2.0":
-            raise BadRequest(505, Rule.HTTP2, "HTTP/2 without TLS is not spoken here")
+            raise BadRequest(505, Rule.HTTP2, "HTTP/2 is not spoken here: use HTTP/1.1")
         raise BadRequest(505, Rule.VERSION, "only HTTP/1.0 and HTTP/1.1 are spoken here")
     return RequestLine(method, target, version.decode("ascii"))
 
@@ -319,7 +319,7 @@ def body_length(
     """
     if codings:
         if version == "1.0":
-            raise BadRequest(400, Rule.CHUNKED_IN_1_0, "Transfer-Encoding in an HTTP/1.0 request")
+            raise BadRequest(400, Rule.CHUNKED_IN_1_0, "Transfer-Encoding in HTTP/1.0")
         if lengths:
             raise BadRequest(
                 400, Rule.LENGTH_AND_CHUNKED, "both Content-Length and Transfer-Encoding"

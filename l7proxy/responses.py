@@ -114,3 +114,24 @@ def redirect_response(
         method=method,
         keep=keep,
     )
+
+
+def http2_refusal(detail: str) -> bytes:
+    """Return what a client gets that began with HTTP/2: an answer that it can read.
+
+    RFC 9113 section 3.4: "The server connection preface consists of a potentially empty SETTINGS
+    frame". Then a GOAWAY frame (section 6.8) with the error HTTP_1_1_REQUIRED (section 7: "The
+    endpoint requires that HTTP/1.1 be used instead of HTTP/2"), stream 0 as the last one that was
+    looked at, and `detail` as debug data, which clients of gRPC show.
+    """
+    payload = bytes(4) + _HTTP_1_1_REQUIRED.to_bytes(4, "big") + detail.encode("ascii", "replace")
+    return _frame(_SETTINGS, b"") + _frame(_GOAWAY, payload)
+
+
+_SETTINGS, _GOAWAY = 4, 7
+_HTTP_1_1_REQUIRED = 13
+
+
+def _frame(kind: int, payload: bytes) -> bytes:
+    """RFC 9113 section 4.1: length, type, flags, stream; all of the connection's own here."""
+    return len(payload).to_bytes(3, "big") + bytes((kind, 0)) + bytes(4) + payload

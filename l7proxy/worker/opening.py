@@ -15,8 +15,10 @@ from l7proxy.access import UNIX_CLIENT
 from l7proxy.clienthello import HelloReader
 from l7proxy.datapath.relay import SourceBroken
 from l7proxy.errors import BadHello, BadProxyHeader, BadRequest, Reason
+from l7proxy.gate import Rule
 from l7proxy.head import Head, HeadReader
 from l7proxy.model import Address, Hello, Protocol, ProxyHeader, Side
+from l7proxy.responses import http2_refusal
 from l7proxy.session import Event, State
 from l7proxy.worker.deciding import Deciding
 from l7proxy.worker.front import admit, served
@@ -166,7 +168,10 @@ class Opening:
         except BadRequest as error:
             connection.end_with(Reason.BAD_REQUEST)
             connection.record.rule = error.rule
-            connection.reply_with(error.status, error.detail or error.rule)
+            if error.rule == Rule.HTTP2:
+                connection.answer_with(None, http2_refusal(error.detail))
+            else:
+                connection.reply_with(error.status, error.detail or error.rule)
             connection.on(Event.ANSWERED)
         except BadHello as error:
             connection.end_with(Reason.BAD_HELLO)

@@ -90,6 +90,23 @@ def test_what_is_malformed_goes_nowhere(
     assert backend.accepted == 0
 
 
+def test_a_client_of_http2_is_told_so_in_http2(proxy: Proxy, backend: Backend) -> None:
+    """As one with prior knowledge begins: the preface and SETTINGS (RFC 9113, 3.4)."""
+    with connect(proxy.address("web")) as client:
+        client.send(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + b"\0\0\0\x04\0\0\0\0\0")
+        answer = client.rest()
+        port = client.port
+    settings, goaway = answer[:9], answer[9:]
+    assert settings == b"\0\0\0\x04\0\0\0\0\0"
+    assert goaway[3] == 7
+    assert goaway[13:17] == b"\0\0\0\x0d"  # HTTP_1_1_REQUIRED
+    assert goaway[17:] == b"HTTP/2 is not spoken here: use HTTP/1.1"
+    assert len(goaway) == 9 + int.from_bytes(goaway[:3], "big")
+    record = proxy.record(port)
+    assert (record["reason"], record["rule"], record["status"]) == ("bad_request", "http2", None)
+    assert backend.accepted == 0
+
+
 def test_a_large_body_behind_a_bad_head_does_not_destroy_the_answer(
     proxy: Proxy, backend: Backend
 ) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from l7proxy.model import StaticResponse
-from l7proxy.responses import local_response, redirect_response, static_response
+from l7proxy.responses import http2_refusal, local_response, redirect_response, static_response
 
 STATIC = [
     (
@@ -54,3 +54,12 @@ def test_redirect() -> None:
 
 def test_a_short_answer_of_our_own() -> None:
     assert local_response(403).endswith(b"\r\n\r\n403 Forbidden\n")
+
+
+def test_a_client_of_http2_is_told_in_http2() -> None:
+    assert http2_refusal("no") == (
+        b"\0\0\0\x04\0\0\0\0\0"  # SETTINGS
+        b"\0\0\x0a\x07\0\0\0\0\0"  # GOAWAY
+        b"\0\0\0\0"
+        b"\0\0\0\x0dno"  # HTTP_1_1_REQUIRED
+    )
