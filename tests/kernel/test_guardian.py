@@ -37,6 +37,8 @@ backends:
 """
 GUARDIAN = ["--guardian"]
 UNSHARE = ("unshare", "--pid", "--fork", "--mount-proc", "--kill-child")
+# its /proc is private anyway; below a chroot, the root is no mount that can be made so
+UNSHARE += ("--propagation", "unchanged")
 
 
 def supervisor(proxy: Proxy) -> int:
