@@ -3,7 +3,8 @@
 Bytes are passed where a pair goes into the kernel (what came in that moment), and where the sink's
 send queue is full: the receiver is slower than its sender. In the first case all of them are
 written at once and the kernel goes on. In the second user space keeps the direction *until it is
-calm*, that is, until a few turns in a row have moved little. Two facts about the kernel say why:
+calm*, that is, until a few turns in a row have moved little: no more than what comes at once of a
+stream that is paced, by TCP or by a network card. Two facts about the kernel say why:
 
 - A fast sender refills its socket as quickly as user space empties it. There is no moment in which
   a direction that is handed back would not be passed again at once.
@@ -37,7 +38,7 @@ if TYPE_CHECKING:
     from l7proxy.worker.connection import Connection
 
 BULK = 64 * 1024  # bytes; an overflow that has moved more is over only when it is calm
-SMALL = 16 * 1024  # bytes; a turn that moves less, and finds room for it, is a calm one
+SMALL = 128 * 1024  # bytes; a turn that moves no more, and finds room for it, is a calm one
 CALM = 8  # calm turns in a row
 PIECE = 512 * 1024  # bytes that are looked at at once: they are copied twice, so from the cache
 PIECES = 8  # in one turn
@@ -127,7 +128,7 @@ class Overflow:
         moved = ledger.written - before
         if not moved and not rest:
             return Moved.NOTHING
-        self._calm = self._calm + 1 if moved < SMALL and not rest else 0
+        self._calm = self._calm + 1 if moved <= SMALL and not rest else 0
         return Moved.PART if rest else Moved.ALL
 
     def _read(self, count: int, flags: int) -> int:
