@@ -73,6 +73,14 @@ class _Rig:
         self.client, self.near_client = _connection(buffers)
         self.near_backend, self.backend = _connection(0)
         self.index = -1
+        self.singles: list[int] = []
+
+    def enter(self) -> tuple[int, int]:
+        """Both near sockets, each by itself; returns the client's index and the backend's."""
+        for side, near in enumerate((self.near_client, self.near_backend)):
+            self.singles.append(self.splicer.enter(near.fileno(), side))
+        client, backend = self.singles
+        return client, backend
 
     def splice(self) -> None:
         self.index = self.splicer.splice(self.near_client.fileno(), self.near_backend.fileno())
@@ -106,6 +114,8 @@ class _Rig:
             sock.close()
         if self.index >= 0:
             self.splicer.release(self.index)
+        for single in self.singles:
+            self.splicer.leave(single)
 
 
 def prove_kernel(timeout: float = 10.0) -> SelfTestResult:
@@ -218,6 +228,34 @@ def _order(rig: _Rig) -> str:
     return "bytes keep their order from kernel to user space and back"
 
 
+def _budget(rig: _Rig) -> str:
+    """Two bodies between heads: one that ends with an skb, and one that ends within one."""
+    splicer, (client, backend) = rig.splicer, rig.enter()
+    rig.client.sendall(b"head")
+    rig.expect(rig.near_client, b"head")
+    body = os.urandom(10_000)
+    splicer.direct(client, backend, 4, len(body))
+    for piece in (body[:6000], body[6000:]):
+        rig.client.sendall(piece)
+        rig.expect(rig.backend, piece)
+    rig.until(lambda: splicer.redirected(client) == len(body), "the whole body redirected")
+    if splicer.events() != [client]:
+        raise CheckFailed("no event at the end of a body")
+    splicer.halt(client)
+    rig.client.sendall(b"next")
+    rig.expect(rig.near_client, b"next")
+    splicer.direct(client, backend, 8, 4)
+    rig.client.sendall(b"bodymore")
+    rig.until(lambda: splicer.passed(client) == 16, "an skb that ends behind the body passed")
+    if splicer.events() != [client]:
+        raise CheckFailed("no event at an skb that ends behind the body")
+    splicer.halt(client)
+    rig.expect(rig.near_client, b"bodymore")
+    if splicer.redirected(client) != len(body):
+        raise CheckFailed(f"{splicer.redirected(client)} bytes redirected of {len(body)}")
+    return f"a body of {len(body)} bytes was redirected to the byte, what is around it was passed"
+
+
 def _bound(rig: _Rig) -> str:
     rig.splice()
     index, block, sent = rig.index ^ 1, os.urandom(_BLOCK), 0
@@ -289,6 +327,7 @@ _CHECKS: tuple[tuple[str, Callable[[_Rig], str], int], ...] = (
     ("overlap", _overlap, 0),
     ("fin", _fin, 0),
     ("order", _order, 0),
+    ("budget", _budget, 0),
     ("bound", _bound, 16384),
     ("small segments", _small_segments, 0),
 )

@@ -27,6 +27,7 @@ def test_this_kernel_passes_in_time():
         "overlap",
         "fin",
         "order",
+        "budget",
         "bound",
         "small segments",
     ]
@@ -51,6 +52,18 @@ def test_bytes_that_are_not_kicked_are_noticed(monkeypatch):
     result = prove_kernel(1.0)
     assert not result.ok
     assert "stale bytes: b'early' was sent, b'' arrived" in result.failures
+
+
+def test_a_body_that_is_not_cut_off_where_it_ends_is_noticed(monkeypatch):
+    real = Splicer.direct
+
+    def generous(self: Splicer, index: int, sink: int, taken: int, count: int) -> bool:
+        return real(self, index, sink, taken, count + 4)
+
+    monkeypatch.setattr(Splicer, "direct", generous)
+    result = prove_kernel(1.0)
+    assert [check.name for check in result.checks if not check.ok] == ["budget"]
+    assert result.failures == "budget: no event at the end of a body"
 
 
 def test_memory_without_a_bound_is_noticed(monkeypatch):
