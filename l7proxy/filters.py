@@ -20,7 +20,6 @@ import re
 from dataclasses import dataclass
 
 from l7proxy.model import (
-    Filters,
     HeaderChanges,
     Match,
     PathModifier,
@@ -89,7 +88,9 @@ def guard(route: Route) -> None:
     The policy language has refused such a route with its place; this keeps one that was made
     otherwise from reaching a backend.
     """
-    _guard_headers(route.filters)
+    for changes in (route.filters.request_headers, route.filters.response_headers):
+        if changes is not None:
+            _guard_headers(changes)
     rewrite = route.filters.url_rewrite
     redirect = route.redirect
     for change in (rewrite, redirect):
@@ -106,8 +107,7 @@ def guard(route: Route) -> None:
             raise ValueError(f"route {route.name}: ReplacePrefixMatch without a PathPrefix")
 
 
-def _guard_headers(filters: Filters) -> None:
-    changes = filters.request_headers or HeaderChanges()
+def _guard_headers(changes: HeaderChanges) -> None:
     for name in (*(name for name, _ in (*changes.set, *changes.add)), *changes.remove):
         if not _TOKEN.fullmatch(name):
             raise ValueError(f"not a header name: {name!r}")

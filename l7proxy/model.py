@@ -310,7 +310,7 @@ class UrlRewrite:
 class Mirror:
     """HTTPRequestMirrorFilter: requests that a second backend gets too; its answers are dropped."""
 
-    backend_ref: BackendRef  # its weight says nothing
+    backend: str  # the name of a group
     percent: int = 100  # of the requests
 
 

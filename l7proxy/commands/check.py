@@ -9,8 +9,13 @@ from typing import TYPE_CHECKING, Any
 from l7proxy.commands.common import PATH_HELP, Subparsers, position, print_json
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from l7proxy.config.problems import Problem, Report
     from l7proxy.model import Policy
+    from l7proxy.routing.ways import Ways
+
+_SHOWN = 5  # routes that are named of those whose bytes go the same way
 
 _EXIT_CODES = """\
 exit codes:
@@ -23,7 +28,8 @@ exit codes:
   problems   severity (error, warning, note), message, hint, and where: file, line, column, endLine,
              endColumn (from 1; endColumn is behind the last character); notes are second places
   files      what was read
-  splice     for each route that forwards, on each listener: the mode, whether `auto` chose it, why
+  splice     for each route that forwards, on each listener: the mode, whether `auto` chose it, why,
+             and `ways`: which way heads, small and large bodies, and what was upgraded go
   variables  each ${NAME}: where it stands, and whether its default was used (values are not shown)
 """
 
@@ -55,6 +61,9 @@ def _check(options: argparse.Namespace) -> int:
     text = report.render(notes=True)
     if refused and not report.errors:
         text += ", and with --strict that is an error"
+    if report.policy is not None:
+        *problems, end = text.split("\n")
+        text = "\n".join((*problems, *_ways(report.policy), end))
     print(text, file=sys.stderr if refused else sys.stdout)
     return int(refused)
 
@@ -74,9 +83,33 @@ def _as_dict(report: Report, refused: bool) -> dict[str, Any]:
     }
 
 
+def _ways(policy: Policy) -> Iterator[str]:
+    """For people: routes of a listener whose bytes go the same way stand together."""
+    from l7proxy.config.problems import printable
+    from l7proxy.routing import chosen
+    from l7proxy.routing.ways import as_dict, lines, ways
+
+    for listener in policy.listeners.values():
+        choices = chosen(policy, listener)
+        together: dict[tuple[str, Ways], list[str]] = {}
+        for route in policy.routes:
+            if (choice := choices.get(route.name)) is not None:
+                mode = f"`splice: {choice.mode}`{', chosen by auto' if choice.chosen else ''}"
+                way = ways(policy, listener, route, choice.mode)
+                together.setdefault((mode, way), []).append(f"`{route.name}`")
+        for (mode, way), names in together.items():
+            shown = ", ".join(names[:_SHOWN])
+            if len(names) > _SHOWN:
+                shown += f" and {len(names) - _SHOWN:,} more"
+            yield printable(f"listener `{listener.name}`, {shown}: {mode}")
+            yield from (f"    {name:12} {what}" for name, what in lines(as_dict(way)))
+
+
 def _splice(policy: Policy) -> list[dict[str, Any]]:
     from l7proxy.routing import chosen
+    from l7proxy.routing.ways import as_dict, ways
 
+    routes = {route.name: route for route in policy.routes}
     return [
         {
             "listener": listener.name,
@@ -84,6 +117,7 @@ def _splice(policy: Policy) -> list[dict[str, Any]]:
             "splice": str(choice.mode),
             "auto": choice.chosen,
             "why": choice.why,
+            "ways": as_dict(ways(policy, listener, routes[name], choice.mode)),
         }
         for listener in policy.listeners.values()
         for name, choice in chosen(policy, listener).items()

@@ -181,6 +181,8 @@ def _in_words(match: Match, *, stream: bool) -> str:
 
 
 def _lines(found: dict[str, Any]) -> Iterator[str]:
+    from l7proxy.routing.ways import lines
+
     listener, route = found["listener"], found["route"]
     client = found["client"]
     yield _row(
@@ -208,6 +210,8 @@ def _lines(found: dict[str, Any]) -> Iterator[str]:
         splice = found["splice"]
         by = "chosen by auto: " if splice["auto"] else ""
         yield _row("splice", f"{splice['mode']}, {by}{splice['why']}")
+        for name, what in lines(splice["ways"]):
+            yield _row("", f"{name}: {what}")
     if "head" in found:
         yield from _block("head", found["head"].replace("\r\n", "\n"))
     if found["readings"]:

@@ -30,6 +30,7 @@ from l7proxy.model import (
     Splice,
 )
 from l7proxy.routing.explain import Explanation, Share, explain
+from l7proxy.routing.ways import as_dict, ways
 
 if TYPE_CHECKING:
     from l7proxy.commands.asking import Asked
@@ -187,7 +188,12 @@ def _forward(
             _backend(policy.backends.get(one.backend), one, asked.destination)
             for one in found.shares
         ],
-        "splice": {"mode": str(splice.mode), "auto": splice.chosen, "why": splice.why},
+        "splice": {
+            "mode": str(splice.mode),
+            "auto": splice.chosen,
+            "why": splice.why,
+            "ways": as_dict(ways(policy, asked.listener, route, splice.mode)),
+        },
     }
     if head is not None:
         listener = asked.listener

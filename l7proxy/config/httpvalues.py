@@ -66,6 +66,15 @@ def header_name_to_change(text: str) -> str:
     return name
 
 
+def header_name_of_response(text: str) -> str:
+    """A field name that a filter may set, add or remove in a response, as written."""
+    name = header_name(text)
+    if (why := forbidden_header(name)) is not None:
+        hint = "it is a header of requests" if name.lower() in ("host", "expect", "te") else why
+        raise Bad(f"the header {quoted(name)} of a response cannot be changed", hint)
+    return name
+
+
 def header_name_to_send(text: str) -> str:
     """A field name that a response of the policy's own may have, as written."""
     name = header_name(text)

@@ -21,6 +21,7 @@ from l7proxy.model import (
     Filters,
     ForwardedFields,
     HashOn,
+    HeaderChanges,
     HealthCheck,
     Listener,
     Match,
@@ -31,6 +32,7 @@ from l7proxy.model import (
     ProbeType,
     Protocol,
     RateLimit,
+    Retry,
     Route,
     Splice,
     Sticky,
@@ -124,6 +126,7 @@ def _listener(one: Listener) -> Document:
                 "dial": _time(timeouts.dial),
                 "idle": _time(timeouts.idle),
                 "overflow": _time(timeouts.overflow),
+                **({"keepAlive": _time(timeouts.keep_alive)} if is_http else {}),
             },
         }
     )
@@ -174,9 +177,11 @@ def _route(one: Route) -> Document:
                     "dial": _time_or_none(timeouts.dial),
                     "idle": _time_or_none(timeouts.idle),
                     "overflow": _time_or_none(timeouts.overflow),
+                    "request": _time_or_none(timeouts.request),
                 }
             ),
             "rateLimit": None if one.rate_limit is None else _rate_limit(one.rate_limit),
+            "retry": None if one.retry is None else _retry(one.retry),
             "splice": None if one.splice is Splice.AUTO else one.splice,
             **_access(one.access),
             "backendRefs": [
@@ -217,6 +222,15 @@ def _rate_limit(one: RateLimit) -> Document:
     }
 
 
+def _retry(one: Retry) -> Document:
+    values = {
+        "codes": list(one.codes),
+        "attempts": one.attempts,
+        "backoff": _time(one.backoff),
+    }
+    return _without(values)
+
+
 def _match(one: Match) -> Document:
     path = one.path
     anything = path.type is PathType.PATH_PREFIX and path.value == "/"
@@ -237,23 +251,26 @@ def _value(one: ValueMatch) -> Document:
 
 
 def _filters(one: Filters) -> Document:
-    headers, rewrite = one.request_headers, one.url_rewrite
+    rewrite = one.url_rewrite
     return _without(
         {
-            "requestHeaders": None
-            if headers is None
-            else _without(
-                {
-                    "set": _named(headers.set),
-                    "add": _named(headers.add),
-                    "remove": list(headers.remove),
-                }
-            ),
+            "requestHeaders": _changes(one.request_headers),
+            "responseHeaders": _changes(one.response_headers),
+            "mirror": None
+            if one.mirror is None
+            else {"backendRef": {"name": one.mirror.backend}, "percent": one.mirror.percent},
             "urlRewrite": None
             if rewrite is None
             else _without({"hostname": rewrite.hostname, "path": _modifier(rewrite.path)}),
         }
     )
+
+
+def _changes(one: HeaderChanges | None) -> Document | None:
+    if one is None:
+        return None
+    values = {"set": _named(one.set), "add": _named(one.add), "remove": list(one.remove)}
+    return _without(values)
 
 
 def _modifier(one: PathModifier | None) -> Document | None:

@@ -35,6 +35,7 @@ specific it is there.
     tables       where rules are looked up
     router       a listener's rules; compiling a policy, in slices
     splice       what `splice: auto` comes to, and why
+    ways         which way its bytes go then
     explain      why a request goes where it goes
     difference   what another policy would change
     probes       the requests that tell it

@@ -123,6 +123,8 @@ def _is_about_requests(route: Route) -> bool:
         or route.redirect is not None
         or route.filters != _NO_FILTERS
         or route.rate_limit is not None
+        or route.retry is not None
+        or route.timeouts.request is not None
     )
 
 

@@ -8,7 +8,7 @@ answer is nothing that has to be done to each of them. Otherwise it is `request`
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from l7proxy.access import Trust
 from l7proxy.model import (
@@ -133,8 +133,16 @@ class Auto:
 
     def _done_to_each(self, route: Route) -> str | None:
         """What a route does that has to be done to each request of a connection."""
-        if route.filters != _NO_FILTERS:
+        if replace(route.filters, response_headers=None, mirror=None) != _NO_FILTERS:
             return f"the filters of route `{route.name}` change each request"
+        if route.filters.response_headers is not None:
+            return f"the filters of route `{route.name}` change each response"
+        if route.filters.mirror is not None:
+            return f"route `{route.name}` copies requests"
+        if route.retry is not None:
+            return f"route `{route.name}` sends requests once more"
+        if route.timeouts.request:
+            return f"route `{route.name}` limits the time of each request"
         if route.rate_limit is not None:
             return f"route `{route.name}` counts its requests"
         listener = self._listener
@@ -178,6 +186,7 @@ def _action(route: Route) -> object:
         route.timeouts,
         route.access,
         route.rate_limit,
+        route.retry,
     )
 
 

@@ -89,7 +89,7 @@ class Answering:
             except SinkBroken:
                 connection.client_failed()
                 return
-            if not backend.more:
+            if not backend.more or exchange.backend is not backend:
                 return
 
     def go(self) -> None:
@@ -154,6 +154,8 @@ class Answering:
         """The final head is complete. Raises BadResponse, SinkBroken."""
         exchange, head = self._exchange, self._exchange.head
         connection = exchange.connection
+        if exchange.retry(response.status):
+            return
         connection.record.status = response.status
         is_tunnel = head.method == "CONNECT" and response.status < HTTPStatus.MULTIPLE_CHOICES
         if is_tunnel or response.status == HTTPStatus.SWITCHING_PROTOCOLS:

@@ -15,17 +15,13 @@ from l7proxy.errors import BadRequest, Reason
 from l7proxy.head import Head
 from l7proxy.model import Limits, Side
 from l7proxy.session import Event
+from l7proxy.worker.copying import IDEMPOTENT, REPLAY, copy_of, copying
 from l7proxy.worker.requests import Requests
 from l7proxy.worker.transfer import Body, Chunks, Cut, Pace, Sized, Transfer
 from l7proxy.worker.wire import Wire
 
 if TYPE_CHECKING:
     from l7proxy.worker.exchange import Exchange
-
-REPLAY = 64 * 1024  # bytes of a request that are kept, to be sent again if nobody got them
-
-# RFC 9110 section 9.2.2
-IDEMPOTENT = frozenset(("GET", "HEAD", "OPTIONS", "TRACE", "PUT", "DELETE"))
 
 
 class Asking:
@@ -34,6 +30,7 @@ class Asking:
     __slots__ = (
         "_body",
         "_exchange",
+        "_head",
         "_outgoing",
         "_requests",
         "_transfer",
@@ -44,12 +41,20 @@ class Asking:
     )
 
     def __init__(
-        self, exchange: Exchange, requests: Requests, head: Head, outgoing: bytes, surplus: bytes
+        self,
+        exchange: Exchange,
+        requests: Requests,
+        head: Head,
+        outgoing: bytes,
+        surplus: bytes,
+        keep: int,
     ) -> None:
-        """See `Exchange`. Raises BadRequest when the surplus is no body."""
+        """See `Exchange`; `keep`: `copying.kept_of`. Raises BadRequest when the surplus is none."""
         self._exchange = exchange
         self._requests = requests
-        self._body = body = _body(head, exchange.connection.listener.limits)
+        self._head = outgoing
+        body = _body(head, exchange.connection.listener.limits)
+        self._body = body = body and copying(body, head, keep)
         if body is not None and surplus:
             outgoing += body.take(memoryview(surplus))
             surplus = body.surplus
@@ -65,6 +70,17 @@ class Asking:
     def is_read(self) -> bool:
         """Whether nothing of the request is to come from the client."""
         return self._body is None or self._body.done
+
+    @property
+    def body(self) -> bytes | None:
+        """The body as it went on, if all of it was read, and a copy was kept."""
+        return copy_of(self._body)
+
+    @property
+    def whole(self) -> bytes | None:
+        """The request as it went on, likewise."""
+        body = self.body
+        return None if body is None else self._head + body
 
     def start(self, backend: Wire) -> None:
         """Begin to send it, on a connection that is there."""
@@ -85,9 +101,10 @@ class Asking:
         self.go()
 
     def again(self) -> None:
-        """The same once more, on another connection: nobody has got it."""
-        assert self.replay is not None
-        self._outgoing, self.replay = self.replay, None
+        """The same once more, on another connection: nobody has got it, or it may come twice."""
+        request = self.whole if self.replay is None else self.replay
+        assert request is not None
+        self._outgoing, self.replay = request, None
 
     def ready(self) -> None:
         """The client has sent more; it is the next request's if this one is read."""

@@ -270,12 +270,12 @@ class Connection:
         requests.over()
         self.on(Event.KEPT)
 
-    def redial(self, decision: Forward, head: Head) -> None:
-        """Choose an endpoint anew for the same request."""
+    def redial(self, decision: Forward, head: Head, *, avoid: Place | None = None) -> None:
+        """Choose an endpoint anew for the same request; `avoid` only if there is no other one."""
         source, destination = self.dialing.source, self.dialing.destination
         self.release_backend(answered=False)
         self.dialing.source = source
-        self.dialing.choose(decision, head, self.client_host, None, destination)
+        self.dialing.choose(decision, head, self.client_host, None, destination, avoid=avoid)
 
     def release_backend(self, *, answered: bool) -> None:
         """A request is over: its endpoint has one fewer."""

@@ -32,6 +32,7 @@ from l7proxy.responses import local_response, redirect_response, static_response
 from l7proxy.routing.router import AMBIGUOUS
 from l7proxy.session import Event, State
 from l7proxy.worker import limiting
+from l7proxy.worker.copying import kept_of
 from l7proxy.worker.exchange import Exchange
 from l7proxy.worker.front import admit, peer_of, served, socket_address, timeouts_of
 from l7proxy.worker.sending import Sending
@@ -149,7 +150,13 @@ class Deciding:
         connection = self._connection
         requests = self._opening.requests()
         exchange = requests.exchange = Exchange(
-            connection, requests, head, decision, outgoing, surplus
+            connection,
+            requests,
+            head,
+            decision,
+            outgoing,
+            surplus,
+            keep=kept_of(decision.route, head, mirrored=False),
         )
         connection.timeouts = timeouts_of(connection.listener.timeouts, decision.route.timeouts)
         host = connection.client_host

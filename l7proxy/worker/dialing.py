@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import select
 import socket
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from itertools import chain
 from typing import TYPE_CHECKING
 
@@ -111,12 +111,14 @@ class Dialing:
         client: str,
         hello: Hello | None,
         destination: Address | None = None,
+        *,
+        avoid: Place | None = None,
     ) -> None:
         """Take the endpoints of the decision's backend group, in their turn.
 
         `client` is the address, without a port, of who is served; "" when it has none. `request` is
         what an HTTP listener read, `hello` what a TLS listener did, `destination` where an
-        intercepted connection was going.
+        intercepted connection was going. `avoid` is the last one to be tried.
         """
         connection = self._connection
         now = connection.worker.now
@@ -134,6 +136,8 @@ class Dialing:
         self._order: Iterator[Place] = order
         if mine is not None:
             self._order = chain((mine,), (place for place in order if place is not mine))
+        if avoid is not None:
+            self._order = _at_last(self._order, avoid)
         self._failure: Reason | None = None
         self._dials = 0
         self._attempts = {}
@@ -153,6 +157,10 @@ class Dialing:
         self._place = self._remembered = next(places, None)
         if self._place is not None:
             self._place.stay()
+
+    def may_retry(self) -> bool:
+        """Whether the request may be sent once more, as far as the group goes; it counts then."""
+        return self._group is not None and self._group.may_retry(self._connection.worker.now)
 
     @property
     def place(self) -> Place | None:
@@ -439,3 +447,15 @@ class Dialing:
         if self._is_admitted:
             group.load.leave()
         self._group = None
+
+
+def _at_last(order: Iterable[Place], avoided: Place) -> Iterator[Place]:
+    """The same places, one of them behind the others."""
+    found = False
+    for place in order:
+        if place is avoided:
+            found = True
+        else:
+            yield place
+    if found:
+        yield avoided

@@ -20,6 +20,7 @@ it: it may be read with care. The client was told `close` then.
 
 from __future__ import annotations
 
+import math
 import select
 from typing import TYPE_CHECKING
 
@@ -30,6 +31,7 @@ from l7proxy.model import Datapath, Forward, Side
 from l7proxy.response import Response, serialise_response
 from l7proxy.session import Event, State
 from l7proxy.telemetry.counters import Counter
+from l7proxy.worker import retrying
 from l7proxy.worker.answering import Answering
 from l7proxy.worker.asking import Asking
 from l7proxy.worker.requests import Requests
@@ -53,6 +55,7 @@ class Exchange:
         "_counted_out",
         "_heard_before",
         "_requests",
+        "_retry_at",
         "answering",
         "asking",
         "backend",
@@ -61,6 +64,7 @@ class Exchange:
         "fresh",
         "head",
         "pools",
+        "retries",
     )
 
     def __init__(
@@ -71,8 +75,11 @@ class Exchange:
         decision: Forward,
         outgoing: bytes,
         surplus: bytes,
+        keep: int = 0,
     ) -> None:
         """`outgoing`: the head as the backend gets it; `surplus`: what came after it, not all ours.
+
+        `keep`: so many bytes of the body may be kept, see `copying`.
 
         Raises BadRequest when that is no body.
         """
@@ -82,11 +89,13 @@ class Exchange:
         self.backend: Wire | None = None  # set by `Dialing`
         self.fresh = False  # it has to be dialled: the pool's was stale
         self.pools = True  # its connection may serve others
+        self.retries = 0  # how often it was sent once more, as the route says
+        self._retry_at: float | None = None  # when it is to be
         self._requests = requests
         self._began = self._active = connection.worker.now
         self._counted_in = self._counted_out = 0
         self._heard_before = 0  # bytes that the backend's connection had brought for others
-        self.asking = Asking(self, requests, head, outgoing, surplus)
+        self.asking = Asking(self, requests, head, outgoing, surplus, keep)
         self.answering = Answering(self, requests.client)
 
     def start(self) -> None:
@@ -106,7 +115,6 @@ class Exchange:
     def ready(self, side: Side, mask: int) -> None:
         """Epoll has reported `mask` for one of the two sockets."""
         connection, client, backend = self.connection, self._requests.client, self.backend
-        assert backend is not None
         if mask & _PRI:
             connection.abort(Reason.URGENT_DATA)
         elif side is Side.CLIENT:
@@ -114,11 +122,13 @@ class Exchange:
                 connection.client_failed()
                 return
             client.note(mask)
+            if backend is None:  # between two attempts: all of the request is here
+                return
             if mask & READABLE:
                 self.asking.ready()
             if mask & _OUT and client.out and self.goes_on:
                 self.answering.go()
-        else:
+        elif backend is not None:
             backend.note(mask)
             if mask & _OUT and backend.out:
                 self.asking.go()
@@ -158,6 +168,8 @@ class Exchange:
             self._redial()
             return
         connection.dialing.lost_early()
+        if not self.answering.heard and self.retry(None):
+            return
         connection.end_with(Reason.BACKEND_CLOSED)
         self._answer_with(502, "the backend closed the connection without an answer")
 
@@ -169,6 +181,36 @@ class Exchange:
         self.backend = None
         connection.drop_backend()
         connection.redial(self.decision, self.head)
+        connection.on(Event.STALE)
+
+    @property
+    def is_blocked(self) -> bool:
+        """Whether the client has no room for what was said to it: an interim response."""
+        return bool(self._requests.client.out)
+
+    def retry(self, status: int | None) -> bool:
+        """Whether the request is sent once more, in a while, in place of this response to it.
+
+        None stands for no response at all.
+        """
+        wait = retrying.once_more(self, status)
+        if wait is None:
+            return False
+        connection = self.connection
+        self.account()
+        self._counted_out = 0
+        self.backend = None
+        connection.drop_backend()
+        self.answering = Answering(self, self._requests.client)
+        self._retry_at = connection.worker.now + wait
+        connection.worker.calendar.sooner(connection, self._retry_at)
+        return True
+
+    def _retry(self) -> None:
+        connection, avoided = self.connection, self.connection.dialing.place
+        self._retry_at = None
+        self.asking.again()
+        connection.redial(self.decision, self.head, avoid=avoided)
         connection.on(Event.STALE)
 
     def refuse(self, error: BadRequest) -> None:
@@ -296,12 +338,15 @@ class Exchange:
     def on_deadline(self) -> None:
         """Look whether it has taken too long; the deadline may be from before it began."""
         connection = self.connection
-        due = self._due()
-        if not due:
+        now, retry_at = connection.worker.now, self._retry_at
+        if retry_at is not None and retry_at <= now:
+            self._retry()
             return
-        when, reason = min(due)
-        if when > connection.worker.now:
-            connection.worker.calendar.set(connection, when)
+        when, reason = min(self._due(), default=(math.inf, Reason.DONE))
+        if when > now:
+            when = when if retry_at is None else min(when, retry_at)
+            if when < math.inf:
+                connection.worker.calendar.set(connection, when)
             return
         connection.end_with(reason)
         if self.answering.response is not None or reason is Reason.STALLED:

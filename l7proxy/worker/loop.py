@@ -90,6 +90,7 @@ class Worker:
         self.wall = time.time
         self.now = self.clock()
         self._chance = random.Random()
+        self.chance = self._chance.random
         self._health = setup.health
         self.resolved = dict(setup.resolved)
         self._counters = setup.counters

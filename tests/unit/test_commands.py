@@ -88,6 +88,45 @@ def test_check_as_json_names_variables(l7proxy: Verbs, monkeypatch: pytest.Monke
     assert "127.0.0.1" not in str(found["variables"])
 
 
+RELAYED = {
+    "heads": "the first request's is parsed, routed and written anew; nobody reads the later ones",
+    "smallBodies": "user space relays them",
+    "largeBodies": "user space relays them",
+    "upgrades": "user space relays",
+}
+EACH = {
+    **RELAYED,
+    "heads": "each one is parsed, routed and written anew, of requests and of responses",
+    "upgrades": "after 101, or 2xx to CONNECT, the kernel moves everything",
+}
+
+
+def test_check_tells_which_way_bytes_go(l7proxy: Verbs) -> None:
+    many = ", ".join(
+        f"{{name: r{n}, matches: [{{path: /{n}}}], backendRefs: [{{name: app}}]}}" for n in range(7)
+    )
+    never = "{name: never, matches: [{path: /x}], splice: never, backendRefs: [{name: app}]}"
+    own = "{name: own, matches: [{path: /own}], respond: 404}"
+    l7proxy.write(GOOD.replace("routes: [", f"routes: [{many}, {own}, {never}, "))
+    code, out, _ = l7proxy("check", "p.yaml")
+    assert code == 0
+    end = [
+        "listener `web`, `r0`, `r1`, `r2`, `r3`, `r4` and 3 more: `splice: request`, chosen by"
+        " auto",
+        "    heads        " + EACH["heads"],
+        "    bodies       user space relays them",
+        "    upgrades     after 101, or 2xx to CONNECT, the kernel moves everything",
+        "listener `web`, `never`: `splice: never`",
+        "    heads        " + RELAYED["heads"],
+        "    bodies       user space relays them",
+        "    upgrades     user space relays",
+        "p.yaml: 1 warning",
+    ]
+    assert out.splitlines()[-len(end) :] == end
+    wrong = l7proxy.write(GOOD.replace("name: app", "name: ap"))
+    assert "user space" not in l7proxy("check", wrong)[2]
+
+
 def test_check_as_json_tells_what_auto_chose(l7proxy: Verbs) -> None:
     raw = "raw: {address: 127.0.0.1:9, protocol: TCP}"
     second = "{name: never, matches: [{path: /x}], splice: never, backendRefs: [{name: x}]}"
@@ -96,12 +135,22 @@ def test_check_as_json_tells_what_auto_chose(l7proxy: Verbs) -> None:
     code, found = l7proxy.json("check", "--json", l7proxy.write(text))
     assert code == 0
     apart = "later requests of a connection may match another route: `never`, `all`"
-    assert [list(one.values()) for one in found["splice"]] == [
-        ["web", "never", "never", False, "the route says so"],
-        ["web", "all", "request", True, apart],
-        ["raw", "all", "connection", True, "what comes over TCP has no requests to tell apart"],
+    told = [[*list(one.values())[:-1], list(one["ways"].values())] for one in found["splice"]]
+    assert told == [
+        ["web", "never", "never", False, "the route says so", list(RELAYED.values())],
+        ["web", "all", "request", True, apart, list(EACH.values())],
+        [
+            *("raw", "all", "connection", True),
+            "what comes over TCP has no requests to tell apart",
+            ["none are looked for", "the kernel moves them"],
+        ],
     ]
-    assert list(found["splice"][0]) == ["listener", "route", "splice", "auto", "why"]
+    assert list(found["splice"][0]) == ["listener", "route", "splice", "auto", "why", "ways"]
+    assert [list(one["ways"]) for one in found["splice"]] == [
+        list(EACH),
+        list(EACH),
+        ["heads", "bytes"],
+    ]
     assert [one["severity"] for one in found["problems"]] == ["warning", "note", "note"]
 
 

@@ -31,9 +31,13 @@ def match(path: str, kind: PathType = PathType.PATH_PREFIX) -> Match:
 
 
 def route(
-    *, headers: HeaderChanges | None = None, url: UrlRewrite | None = None, prefix: str = "/"
+    *,
+    headers: HeaderChanges | None = None,
+    url: UrlRewrite | None = None,
+    prefix: str = "/",
+    back: HeaderChanges | None = None,
 ) -> Route:
-    filters = Filters(headers, url)
+    filters = Filters(headers, url, back)
     return Route("r", (match(prefix),), (BackendRef("app"),), filters=filters)
 
 
@@ -198,6 +202,8 @@ def test_framing_and_connection_are_out_of_reach(name: str) -> None:
     ):
         with pytest.raises(ValueError, match="cannot be changed"):
             guard(route(headers=changes))
+        with pytest.raises(ValueError, match="cannot be changed"):
+            guard(route(back=changes))
 
 
 def test_what_may_be_changed() -> None:

@@ -54,6 +54,7 @@ from l7proxy.model import (
     RedirectTo,
     Resolving,
     Retries,
+    Retry,
     Route,
     RouteTimeouts,
     Splice,
@@ -115,7 +116,7 @@ EXPECTED = Policy(
             allow=("0.0.0.0/0", "::/0"),
             deny=("198.51.100.7/32",),
             limits=Limits(8192, 50, 500, 5),
-            timeouts=Timeouts(1.0, 0.25, 5400.0, 0.0),
+            timeouts=Timeouts(1.0, 0.25, 5400.0, 0.0, 75.0),
         ),
         "local": Listener("local", UnixAddress("/run/l7proxy.sock"), mode=0o660),
         "hidden": Listener("hidden", UnixAddress("@l7proxy")),
@@ -183,9 +184,15 @@ EXPECTED = Policy(
                 UrlRewrite(
                     "internal.example.com", PathModifier(PathModifierType.REPLACE_FULL_PATH, "/in")
                 ),
+                HeaderChanges(
+                    set=(("Cache-Control", "no-store"),),
+                    add=(("X-By", "l7"),),
+                    remove=("Server",),
+                ),
             ),
-            timeouts=RouteTimeouts(1.0, 0.0, 120.0),
+            timeouts=RouteTimeouts(1.0, 0.0, 120.0, 30.0),
             splice=Splice.UPGRADE,
+            retry=Retry((502, 503), 2, 0.1),
             rate_limit=RateLimit(600, 20, 60.0, LimitBy.CLIENT),
             access=Access(
                 allow_clients=("10.0.0.0/8",), deny_clients=("10.1.0.0/16", "10.2.0.1/32")

@@ -45,7 +45,7 @@ def test_defaults_variables_and_files_are_written_out(tmp_path: Path) -> None:
         "    forwarded: {xForwardedFor: append, xForwardedProto: append, xForwardedHost: append,"
         " xForwardedPort: pass, xRealIp: pass, forwarded: pass, via: append}\n"
         "    limits: {headBytes: 32768, headers: 100, connections: 10000}\n"
-        "    timeouts: {head: 10s, dial: 5s, idle: 1h, overflow: 5m}\n"
+        "    timeouts: {head: 10s, dial: 5s, idle: 1h, overflow: 5m, keepAlive: 1m}\n"
         "routes:\n"
         "  - name: all\n"
         "    backendRefs: [{name: app, weight: 1}]\n"

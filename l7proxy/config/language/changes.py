@@ -29,6 +29,13 @@ TO_CHANGE = Text(
     most=httpvalues.MAX_HEADER_NAME,
     examples=("X-Env",),
 )
+TO_CHANGE_BACK = Text(
+    httpvalues.header_name_of_response,
+    kind="a header name",
+    pattern=f"^{httpvalues.TOKEN}$",
+    most=httpvalues.MAX_HEADER_NAME,
+    examples=("Cache-Control",),
+)
 TO_SEND = Text(
     httpvalues.header_name_to_send,
     kind="a header name",

@@ -1,4 +1,4 @@
-"""The keys of what a route changes in a request on its way.
+"""The keys of what a route changes in a request and its response on their way.
 
 The words are those of HTTPHeaderFilter and HTTPURLRewriteFilter (Gateway API v1).
 """
@@ -9,6 +9,7 @@ from l7proxy.config.language.changes import (
     MAX_FIELDS,
     PATH_MODIFIER,
     TO_CHANGE,
+    TO_CHANGE_BACK,
     fields_reader,
     pairs,
 )
@@ -75,6 +76,32 @@ REQUEST_HEADERS = Made(
     _header_changes,
 )
 
+RESPONSE_HEADERS = Made(
+    Table(
+        "`responseHeaders`",
+        {
+            "set": Key(
+                fields_reader(TO_CHANGE_BACK, "Cache-Control: no-store"),
+                "Header fields that the client gets in place of what the backend sent: a map from"
+                " names to values, or a list of `{name, value}`.",
+                default="none",
+            ),
+            "add": Key(
+                fields_reader(TO_CHANGE_BACK, "Cache-Control: no-store"),
+                "Header fields that the client gets besides what the backend sent.",
+                default="none",
+            ),
+            "remove": Key(
+                ListOf(TO_CHANGE_BACK, "a header name", "write [Server]", most=MAX_FIELDS),
+                "Names of header fields that the client does not get.",
+                default="none",
+            ),
+        },
+        empty="write `set`, `add` or `remove`",
+    ),
+    _header_changes,
+)
+
 FILTERS = Record(
     Table(
         "`filters`",
@@ -84,6 +111,13 @@ FILTERS = Record(
                 "Changes of the request's header fields. What one connection or the framing needs"
                 " (`Connection`, `Content-Length` and their like) cannot be changed.",
                 default="none but those of `forwarded`",
+            ),
+            "responseHeaders": Key(
+                RESPONSE_HEADERS,
+                "Changes of the final response's header fields, whatever its status; answers of"
+                " l7proxy's own stay as they are. What one connection or the framing needs cannot"
+                " be changed.",
+                default="none",
             ),
             "urlRewrite": Key(
                 Record(
@@ -110,19 +144,16 @@ FILTERS = Record(
                 default="none",
             ),
         },
-        later={
-            "responseHeaders": "responses pass through the kernel unseen: let the backend set them",
-            "requestMirror": "each request goes to one backend",
-            "mirror": "each request goes to one backend",
-        },
+        later=dict.fromkeys(("mirror", "requestMirror"), "each request goes to one backend"),
         foreign={
             "requestHeaderModifier": "write `requestHeaders`",
+            "responseHeaderModifier": "write `responseHeaders`",
             "requestRedirect": "write `redirect` in the route",
             "set": "write requestHeaders: {set: {...}}",
             "add": "write requestHeaders: {add: {...}}",
             "remove": "write requestHeaders: {remove: [...]}",
         },
-        empty="write `requestHeaders` or `urlRewrite`",
+        empty="write `requestHeaders`, `responseHeaders` or `urlRewrite`",
     ),
     Filters,
 )

@@ -180,9 +180,9 @@ RETRIES = Record(
                 default="20",
             ),
         },
-        later=dict.fromkeys(
-            ("statuses", "on", "retryOn", "methods"),
-            "only dials are repeated: responses pass through the kernel unseen",
+        foreign=dict.fromkeys(
+            ("statuses", "codes", "on", "retryOn", "methods"),
+            "this is about connections: write `retry` in a route for requests",
         ),
         short="attempts",
     ),

@@ -105,7 +105,14 @@ TIMEOUTS = Record(
                 " are reset; `0s` turns it off.",
                 default="5m",
             ),
+            "keepAlive": Key(
+                POSITIVE_DURATION,
+                "From a response to the next request on its connection, where requests are routed"
+                " one by one (`splice`). Beyond it the connection is closed.",
+                default="1m",
+            ),
         },
+        foreign={"request": "it is a timeout of routes: set it there"},
     ),
     Timeouts,
 )

@@ -1,4 +1,7 @@
-"""The keys of a route that are about each request: how many, how often again."""
+"""The keys of a route that are about each request: how many, and how often again.
+
+The words of `retry` are those of HTTPRouteRetry (GEP-1731).
+"""
 
 from __future__ import annotations
 
@@ -6,12 +9,13 @@ from l7proxy.config import values
 from l7proxy.config.language.common import duration
 from l7proxy.config.nodes import Node
 from l7proxy.config.readers import Choice, Whole
-from l7proxy.config.schema import Fields, Key, Made, Table, arguments
+from l7proxy.config.schema import Fields, Key, ListOf, Made, Record, Table, arguments
 from l7proxy.config.walker import Walker
-from l7proxy.model import LimitBy, RateLimit
+from l7proxy.model import LimitBy, RateLimit, Retry
 
 MAX_REQUESTS = 1_000_000
 MAX_HOURS = values.MAX_HOURS
+MAX_ATTEMPTS = 10
 
 
 def _rate_limit(walker: Walker, fields: Fields, _node: Node) -> RateLimit | None:
@@ -72,4 +76,39 @@ RATE_LIMIT = Made(
         short="requests",
     ),
     _rate_limit,
+)
+
+
+RETRY = Record(
+    Table(
+        "`retry`",
+        {
+            "codes": Key(
+                ListOf(Whole(400, 599), "a status", "write [502, 503]"),
+                "Statuses of a backend's response, from 400 to 599, upon which the request is sent"
+                " once more instead of the response to the client.",
+                default="only where the backend ended without a response",
+            ),
+            "attempts": Key(
+                Whole(1, MAX_ATTEMPTS),
+                "How often one request is sent once more, to another endpoint if there is one."
+                " `retries.budget` of the backend holds for these, too.",
+                default="1",
+            ),
+            "backoff": Key(
+                duration(values.duration_of("1ms", "1m"), "25ms", "1s"),
+                "How long to wait before, from `1ms` to `1m`. It is twice as long each time, up to"
+                " ten times as long, and a little longer by chance.",
+                default="25ms",
+            ),
+        },
+        foreign={
+            **dict.fromkeys(("on", "retryOn", "statuses"), "write codes: [502, 503]"),
+            "numRetries": "write `attempts`",
+            "perTryTimeout": "`timeouts.request` of the route bounds all attempts together",
+            "methods": "what can be sent twice is: GET, HEAD, OPTIONS, TRACE, PUT and DELETE",
+        },
+        empty="write `codes`, `attempts` or `backoff`",
+    ),
+    Retry,
 )

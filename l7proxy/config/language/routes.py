@@ -17,7 +17,7 @@ from l7proxy.config.language.common import (
 from l7proxy.config.language.drafts import RefDraft, RouteDraft
 from l7proxy.config.language.filters import FILTERS
 from l7proxy.config.language.matches import MATCH
-from l7proxy.config.language.requests import RATE_LIMIT
+from l7proxy.config.language.requests import RATE_LIMIT, RETRY
 from l7proxy.config.nodes import Node
 from l7proxy.config.readers import Choice, Flag, Whole
 from l7proxy.config.schema import Fields, Key, Kinds, ListOf, Made, Record, Table
@@ -142,11 +142,15 @@ TIMEOUTS = Record(
                 "How long one side may take nothing while bytes wait for it; `0s` turns it off.",
                 default="that of the listener",
             ),
+            "request": Key(
+                DURATION,
+                "From the complete head of a request to the end of its response. Beyond it the"
+                " client gets 504, or a reset if it has a part of the response already; `0s` turns"
+                " it off.",
+                default="any time, without a pause longer than `idle`",
+            ),
         },
-        later=dict.fromkeys(
-            ("request", "backendRequest"),
-            "`dial`, `idle` and `overflow` bound a connection; single requests are not timed",
-        ),
+        later={"backendRequest": "`request` bounds all of it, a second attempt included"},
         foreign={"head": "`head` is waited for before there is a route: set it on the listener"},
         empty="leave `timeouts` out for those of the listener",
     ),
@@ -160,8 +164,9 @@ SPLICE = Choice(
         " `request`",
         "connection": "after the first request the whole connection is the kernel's; later"
         " requests on it go the same way and are not looked at",
-        "request": "every request is parsed and routed, by now each on a connection of its own",
-        "upgrade": "one request a connection; the kernel's only after the backend's 101",
+        "request": "every request of a connection is parsed and routed by itself; what follows a"
+        " 101, or a 2xx to CONNECT, is the kernel's",
+        "upgrade": "the same, and nothing else is ever the kernel's",
         "never": "user space moves the bytes; otherwise as `connection`",
     },
 )
@@ -191,6 +196,7 @@ def _route(walker: Walker, fields: Fields, node: Node) -> RouteDraft:
             splice=fields.get("splice", Splice.AUTO),
             access=_access(fields.get("allow"), deny if isinstance(deny, Fields) else None),
             rate_limit=fields.get("rateLimit"),
+            retry=fields.get("retry"),
         )
     return RouteDraft(node, name, listeners, hostnames, matches, refs, fields, route)
 
@@ -270,6 +276,14 @@ ROUTE = Made(
             "timeouts": Key(
                 TIMEOUTS, "How long it waits, where the listener's timeouts do not fit."
             ),
+            "retry": Key(
+                RETRY,
+                "When a request is sent once more: where the backend ended without a byte of a"
+                " response, or answered with one of `codes`. Only requests that do the same when"
+                " they come twice (GET, HEAD, OPTIONS, TRACE, PUT, DELETE), with a body of at most"
+                " 64 KiB.",
+                default="never; `retries` of a backend is about connections",
+            ),
             "splice": Key(
                 SPLICE,
                 "Which bytes are parsed, and which ones the kernel moves unseen. `l7proxy check`"
@@ -277,7 +291,6 @@ ROUTE = Made(
                 default="auto",
             ),
         },
-        later={"retry": "`retries` of a backend dials another endpoint"},
         foreign={
             "rules": "write one route for each rule",
             "parentRefs": "write `listeners`",
@@ -286,6 +299,9 @@ ROUTE = Made(
             "requestHeaders": "write filters: {requestHeaders: {...}}",
             "urlRewrite": "write filters: {urlRewrite: {...}}",
             "rateLimits": "write `rateLimit`",
+            "retries": "write `retry` for requests; `retries` of a backend is about connections",
+            "responseHeaders": "write filters: {responseHeaders: {...}}",
+            "mirror": "write filters: {mirror: {...}}",
         },
     ),
     _route,

@@ -24,6 +24,7 @@ from l7proxy.model import (
 def check(walker: Walker, draft: Draft, policy: Policy) -> None:
     """Warns about what each backend says."""
     used = {ref.name for route in policy.routes for ref in route.backend_refs}
+    used |= {one.filters.mirror.backend for one in policy.routes if one.filters.mirror}
     bound = _Bound(draft.listeners or [])
     for backend in draft.backends or []:
         if backend.name.value not in used:

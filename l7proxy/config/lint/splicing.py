@@ -11,7 +11,7 @@ from l7proxy.routing.splice import Auto, SpliceChoice
 _WHOLE = (Splice.CONNECTION, Splice.NEVER)
 _MEANS = {
     Splice.CONNECTION: "the whole connection is spliced after its first request",
-    Splice.REQUEST: "each connection carries one request, so that every request is routed",
+    Splice.REQUEST: "every request of a connection is parsed and routed by itself",
 }
 _STREAM = "the stream is spliced once its backend has taken the connection"
 
@@ -60,5 +60,5 @@ def _not_inspected(
         route.fields.keys["splice"],
         f"with `splice: {splice}` only the first request of a connection is looked at on listener"
         f" {quoted(listener.name)}, and {choice.why}",
-        "write `splice: auto`, or give what differs a listener of its own",
+        "write `splice: auto` or `request`, or give what differs a listener of its own",
     )

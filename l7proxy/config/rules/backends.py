@@ -19,7 +19,7 @@ _ASKS = {
 
 def check(walker: Walker, draft: Draft) -> None:
     """Reports what does not fit together."""
-    reached = _reached(draft)
+    reached = _reached(walker, draft)
     for backend in draft.backends or []:
         _weights(walker, backend)
         _names(walker, backend)
@@ -88,18 +88,20 @@ def _got(protocols: set[Protocol]) -> str:
     return " and ".join(names[one] for one in Protocol if one in protocols)
 
 
-def _reached(draft: Draft) -> dict[str, list[tuple[RouteDraft, Protocol]]]:
+def _reached(walker: Walker, draft: Draft) -> dict[str, list[tuple[RouteDraft, Protocol]]]:
     """What forwards to each backend: routes, with the protocols that they are reached by."""
     listeners = {one.name.value: one for one in draft.listeners or []}
     reached: dict[str, list[tuple[RouteDraft, Protocol]]] = {}
     for route in draft.routes or []:
-        for protocol in _protocols(route, listeners):
+        for protocol in _protocols(walker, route, listeners):
             for ref in route.backend_refs or []:
                 reached.setdefault(ref.value.name.value, []).append((route, protocol))
     return reached
 
 
-def _protocols(route: RouteDraft, listeners: dict[str, ListenerDraft]) -> set[Protocol]:
+def _protocols(
+    walker: Walker, route: RouteDraft, listeners: dict[str, ListenerDraft]
+) -> set[Protocol]:
     """The protocols that the route is reached by; all of them where an error leaves it open."""
     if "listeners" in route.fields.keys:
         named = [listeners.get(at.value) for at in route.listeners or []]
@@ -108,5 +110,5 @@ def _protocols(route: RouteDraft, listeners: dict[str, ListenerDraft]) -> set[Pr
     spoken = {None if one is None else one.protocol for one in named}
     if None in spoken or not spoken:
         return set(EVERY)
-    able = possible(route)
+    able = possible(walker, route)
     return {one for one in spoken if one is not None and one in able}

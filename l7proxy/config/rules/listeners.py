@@ -17,6 +17,7 @@ _ONLY_FOR = {
     "forwarded": (Protocol.HTTP,),
     "limits.headBytes": (Protocol.HTTP, Protocol.TLS),
     "limits.headers": (Protocol.HTTP,),
+    "timeouts.keepAlive": (Protocol.HTTP,),
 }
 
 

@@ -44,7 +44,7 @@ _MATCH_KEYS = {
 PER_REQUEST = (Splice.REQUEST, Splice.UPGRADE)
 """Ways to splice in which every request of a connection is parsed and routed."""
 
-_ONLY_FORWARDED = ("filters", "timeouts", "splice")
+_ONLY_FORWARDED = ("filters", "timeouts", "retry", "splice")
 
 
 def check(walker: Walker, draft: Draft) -> None:
@@ -134,7 +134,7 @@ def _prefix_modifiers(walker: Walker, fields: Fields) -> Iterator[Node]:
             yield walker.key(node, "path") or node
 
 
-def needs(route: RouteDraft) -> Iterator[tuple[str, Node, frozenset[Protocol]]]:
+def needs(walker: Walker, route: RouteDraft) -> Iterator[tuple[str, Node, frozenset[Protocol]]]:
     """What is written in a route for some protocols only: key, place, protocols.
 
     Of the keys of its matches each one where it stands first.
@@ -143,7 +143,7 @@ def needs(route: RouteDraft) -> Iterator[tuple[str, Node, frozenset[Protocol]]]:
     for key, protocols in _KEYS.items():
         if key in keys:
             yield key, keys[key], protocols
-    for key, node in requests.per_request(route):
+    for key, node in requests.per_request(walker, route):
         if key.partition(".")[0] not in _KEYS:
             yield key, node, _HTTP
     splice = route.fields.get("splice")
@@ -161,13 +161,13 @@ def needs(route: RouteDraft) -> Iterator[tuple[str, Node, frozenset[Protocol]]]:
             yield "sni", access.keys["sni"], _TLS
 
 
-def possible(route: RouteDraft) -> frozenset[Protocol]:
+def possible(walker: Walker, route: RouteDraft) -> frozenset[Protocol]:
     """The protocols that a connection can have that this route takes."""
     able = EVERY
     for key, protocols in _KEYS.items():
         if key in route.fields.keys:
             able &= protocols
-    if any(requests.per_request(route)):
+    if any(requests.per_request(walker, route)):
         able &= _HTTP
     if route.matches:
         of_matches: frozenset[Protocol] = frozenset()
@@ -183,7 +183,7 @@ def possible(route: RouteDraft) -> frozenset[Protocol]:
 
 def _protocols(walker: Walker, route: RouteDraft, known: dict[str, ListenerDraft]) -> None:
     named = [known[ref.value] for ref in route.listeners or [] if ref.value in known]
-    for key, node, protocols in needs(route):
+    for key, node, protocols in needs(walker, route):
         shown = alternatives(one.value for one in Protocol if one in protocols)
         if "listeners" in route.fields.keys:
             wrong = (one for one in named if one.protocol and one.protocol not in protocols)
