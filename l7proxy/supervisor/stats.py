@@ -55,6 +55,7 @@ def collect(
             "reused": shared.total(Counter.REUSED),
             "stale": shared.total(Counter.STALE),
             "pooled": shared.pooled(),
+            "bodies_by_kernel": shared.total(Counter.BODIES),
         },
         "bytes": {
             "redirected": {

@@ -137,6 +137,11 @@ _TOTALS: tuple[tuple[str, str, Counter], ...] = (
         Counter.REUSED,
     ),
     (
+        "l7proxy_kernel_bodies",
+        "Bodies of requests and responses that the kernel was given.",
+        Counter.BODIES,
+    ),
+    (
         "l7proxy_stale_retries",
         "Requests sent once more: the kept connection that they went over had ended.",
         Counter.STALE,

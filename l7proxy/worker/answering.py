@@ -15,6 +15,7 @@ from l7proxy.errors import BadResponse, Reason
 from l7proxy.model import Limits, Side
 from l7proxy.response import Response, ResponseReader, framing, serialise_response
 from l7proxy.session import Event
+from l7proxy.worker.bykernel import Fault, KernelTransfer
 from l7proxy.worker.transfer import Body, Chunks, Cut, Pace, Sized, Transfer, UntilEnd
 from l7proxy.worker.wire import Wire
 
@@ -41,7 +42,7 @@ class Answering:
         self._exchange = exchange
         self._client = client
         self._reader = self._new_reader()
-        self._transfer: Transfer | None = None
+        self._transfer: Transfer | KernelTransfer | None = None
         self.response: Response | None = None  # the final one, once the client has its head
         self.heard = False  # a byte of the backend has come
         self.done = False  # all of it was taken, and written as far as it goes
@@ -99,6 +100,10 @@ class Answering:
         try:
             if transfer is not None:
                 pace = transfer.pump()
+                if pace is Pace.READ and isinstance(transfer, Transfer):
+                    self._transfer = exchange.best_way(transfer)
+                    if self._transfer is not transfer:
+                        pace = self._transfer.pump()
             else:
                 pace = Pace.DONE if self._client.flush() else Pace.ROOM
         except SinkBroken:
@@ -111,7 +116,12 @@ class Answering:
         except BadResponse as error:
             exchange.refuse_response(error)
             return
+        except Fault as fault:
+            connection.abort(fault.reason)
+            return
         exchange.note(pace)
+        if transfer is not None and exchange.backend is not None:
+            exchange.watch(exchange.backend, None if pace is Pace.DONE else self._transfer)
         if pace is not Pace.DONE:
             return
         if transfer is not None:
@@ -126,6 +136,18 @@ class Answering:
         """A turn was over, and the others had theirs."""
         if self._transfer is not None:
             self.go()
+
+    @property
+    def is_lent(self) -> bool:
+        """Whether the kernel moves the body now."""
+        transfer = self._transfer
+        return isinstance(transfer, KernelTransfer) and not transfer.keeps_reading
+
+    def close(self) -> None:
+        """Nothing of the response goes on any more."""
+        if isinstance(self._transfer, KernelTransfer):
+            self._transfer.close()
+        self._transfer = None
 
     # ---- heads
 
@@ -161,6 +183,7 @@ class Answering:
         if is_tunnel or response.status == HTTPStatus.SWITCHING_PROTOCOLS:
             exchange.switch(response, rest)
             return
+        exchange.asking.settle()
         wanted = head.keep_alive and exchange.asking.sent and not connection.worker.is_stopping
         chunked, self.keeps = framing(response, head.version, wanted)
         out = serialise_response(
@@ -185,6 +208,10 @@ class Answering:
         exchange.note(Pace.ROOM if self._client.out else Pace.READ)
         if self.done:
             exchange.check_over()
+        elif isinstance(self._transfer, Transfer):
+            self._transfer = exchange.best_way(self._transfer)
+            if not isinstance(self._transfer, Transfer):
+                self.go()
 
     def _end_of(self, body: Body | None, rest: bytes = b"") -> None:
         self.done = True

@@ -15,6 +15,7 @@ from l7proxy.errors import BadRequest, Reason
 from l7proxy.head import Head
 from l7proxy.model import Limits, Side
 from l7proxy.session import Event
+from l7proxy.worker.bykernel import Fault, KernelTransfer
 from l7proxy.worker.copying import IDEMPOTENT, REPLAY, copy_of, copying
 from l7proxy.worker.requests import Requests
 from l7proxy.worker.transfer import Body, Chunks, Cut, Pace, Sized, Transfer
@@ -60,7 +61,7 @@ class Asking:
             surplus = body.surplus
         requests.pending = surplus
         self._outgoing = outgoing
-        self._transfer: Transfer | None = None
+        self._transfer: Transfer | KernelTransfer | None = None
         self.replay: bytes | None = None  # what was written, while it may be written once more
         self.sent = False  # all of it is in the backend's write queue
         self.deaf = False  # the backend takes nothing any more
@@ -94,11 +95,30 @@ class Asking:
             scratch = exchange.connection.worker.body_scratch
             self._transfer = Transfer(self._requests.client, backend, self._body, scratch)
         try:
-            backend.write(outgoing)
+            if backend.write(outgoing) and isinstance(self._transfer, Transfer):
+                self._choose_way(self._transfer)
         except SinkBroken:
             self._fall_on_deaf_ears()
             return
         self.go()
+
+    def _choose_way(self, transfer: Transfer) -> Transfer | KernelTransfer:
+        better = self._transfer = self._exchange.best_way(transfer)
+        if better is not transfer:
+            self.replay = None  # nobody knows how much the kernel has taken by now
+        return better
+
+    @property
+    def is_lent(self) -> bool:
+        """Whether the kernel moves the body now."""
+        transfer = self._transfer
+        return isinstance(transfer, KernelTransfer) and not transfer.keeps_reading
+
+    def close(self) -> None:
+        """Nothing of the request goes on any more."""
+        if isinstance(self._transfer, KernelTransfer):
+            self._transfer.close()
+        self._transfer = None
 
     def again(self) -> None:
         """The same once more, on another connection: nobody has got it, or it may come twice."""
@@ -116,10 +136,13 @@ class Asking:
         exchange, transfer, client = self._exchange, self._transfer, self._requests.client
         connection, backend = exchange.connection, exchange.backend
         assert backend is not None
-        taken = client.taken
+        taken = client.taken + client.lent
         try:
             if transfer is not None:
                 pace = transfer.pump()
+                if pace is Pace.READ and isinstance(transfer, Transfer):
+                    better = self._choose_way(transfer)
+                    pace = pace if better is transfer else better.pump()
             else:
                 pace = Pace.DONE if backend.flush() else Pace.ROOM
         except SinkBroken:
@@ -128,6 +151,9 @@ class Asking:
         except SourceBroken:
             connection.client_failed()
             return
+        except Fault as fault:
+            connection.abort(fault.reason)
+            return
         except Cut:
             connection.end_with(Reason.CLIENT_CLOSED)
             connection.on(Event.CLIENT_ERROR)
@@ -135,23 +161,42 @@ class Asking:
         except BadRequest as error:
             exchange.refuse(error)
             return
-        if client.taken != taken:
+        if client.taken + client.lent != taken:
             self.unmet = False
             self.replay = None
         exchange.note(pace)
+        exchange.watch(client, self._transfer)
         if pace is Pace.DONE and not self.sent:
             self.sent = True
             if transfer is not None:
-                self._requests.pending = transfer.body.surplus
-                self._transfer = None
+                self._finish(transfer)
             exchange.check_over()
+
+    def settle(self) -> None:
+        """The backend answers: it may have got the last byte from the kernel just now.
+
+        What is amiss is met again, and told of, by whoever goes on with the request.
+        """
+        transfer = self._transfer
+        if isinstance(transfer, KernelTransfer):
+            try:
+                if transfer.pump() is Pace.DONE:
+                    self._finish(transfer)
+            except (SinkBroken, SourceBroken, Cut, Fault):
+                pass
+
+    def _finish(self, transfer: Transfer | KernelTransfer) -> None:
+        self.sent = True
+        self._requests.pending = transfer.body.surplus
+        self._transfer = None
+        self._exchange.watch(self._requests.client, None)
 
     def _fall_on_deaf_ears(self) -> None:
         """The backend takes nothing any more; it may have answered before."""
         backend = self._exchange.backend
         assert backend is not None
         self.deaf = True
-        self._transfer = None
+        self.close()
         backend.out = b""
         backend.more = True
         self._exchange.answering.hear()

@@ -292,8 +292,12 @@ class Connection:
         self.early_out = backend.written
         self.early_answer = backend.taken
         self.added = client.written + len(client.out) - backend.taken
+        if client.index >= 0 or backend.index >= 0:
+            # by themselves in the map already; and splice(2) gets nothing out of such a socket
+            self.spliceable, self.copied = False, True
         self.requests = self.opening = None
         self.client_host = ""
+        self.worker.switched(self.record)
         self.upgrades, self.brief = True, False
         self._schedule_check()
         self.on(Event.SWITCHED)
@@ -567,7 +571,7 @@ class Connection:
             worker.view[Counter.SPLICES_ENDED if spliced else Counter.RELAYS_ENDED] += 1
             self.pair = None
         elif self.requests is not None:
-            self.requests.account()
+            self.requests.close()
         else:
             record.bytes_in, record.bytes_out = self.early_in, self.early_answer
         worker.bury(self.client)

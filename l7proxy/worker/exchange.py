@@ -27,21 +27,26 @@ from typing import TYPE_CHECKING
 from l7proxy.datapath.relay import SinkBroken
 from l7proxy.errors import BadRequest, BadResponse, Reason
 from l7proxy.head import Head
-from l7proxy.model import Datapath, Forward, Side
+from l7proxy.model import Datapath, Forward, Side, Splice
 from l7proxy.response import Response, serialise_response
 from l7proxy.session import Event, State
 from l7proxy.telemetry.counters import Counter
 from l7proxy.worker import retrying
 from l7proxy.worker.answering import Answering
 from l7proxy.worker.asking import Asking
+from l7proxy.worker.bykernel import LEAST, QUIET, KernelTransfer
 from l7proxy.worker.requests import Requests
-from l7proxy.worker.transfer import Pace
+from l7proxy.worker.transfer import Pace, Sized, Transfer
 from l7proxy.worker.wire import READABLE, WATCH, Wire
 
 if TYPE_CHECKING:
     from l7proxy.worker.connection import Connection
 
-_ERR, _PRI, _OUT = select.EPOLLERR, select.EPOLLPRI, select.EPOLLOUT
+LOOKS_AT_ONCE = 8  # without a pause: a kworker is quick, a timer is not
+LOOK_LATER = 0.001  # seconds
+
+_GONE = select.EPOLLERR | select.EPOLLHUP
+_PRI, _OUT = select.EPOLLPRI, select.EPOLLOUT
 _EXCHANGE = State.EXCHANGE
 
 
@@ -54,6 +59,10 @@ class Exchange:
         "_counted_in",
         "_counted_out",
         "_heard_before",
+        "_lent_in",
+        "_lent_out",
+        "_looks",
+        "_may_lend",
         "_requests",
         "_retry_at",
         "answering",
@@ -94,6 +103,9 @@ class Exchange:
         self._requests = requests
         self._began = self._active = connection.worker.now
         self._counted_in = self._counted_out = 0
+        self._lent_in, self._lent_out = requests.client.lent, 0  # before
+        self._looks = 0  # for what is on its way inside the kernel, since something last moved
+        self._may_lend = decision.splice is Splice.REQUEST
         self._heard_before = 0  # bytes that the backend's connection had brought for others
         self.asking = Asking(self, requests, head, outgoing, surplus, keep)
         self.answering = Answering(self, requests.client)
@@ -104,6 +116,7 @@ class Exchange:
         assert backend is not None
         backend.uses += 1
         self._heard_before = backend.taken
+        self._lent_out = backend.lent
         self._active = connection.worker.now
         connection.watch(connection.client, WATCH)
         connection.watch(backend.sock, WATCH)
@@ -118,7 +131,7 @@ class Exchange:
         if mask & _PRI:
             connection.abort(Reason.URGENT_DATA)
         elif side is Side.CLIENT:
-            if mask & _ERR:
+            if mask & _GONE:  # EPOLLHUP: both ways are shut, and this end did not shut its own
                 connection.client_failed()
                 return
             client.note(mask)
@@ -152,11 +165,63 @@ class Exchange:
         self._active = connection.worker.now
         if pace is Pace.TURN:
             connection.look_again(0.0)
+        if pace is Pace.SOON:
+            self._looks += 1
+            connection.look_again(0.0 if self._looks <= LOOKS_AT_ONCE else LOOK_LATER)
+        else:
+            self._looks = 0
         begins = self._requests.client.note_stuck(self._active)
         if self.backend is not None:
             begins |= self.backend.note_stuck(self._active)
         if begins:
             connection.expect_progress()
+
+    # ---- through the kernel
+
+    def best_way(self, transfer: Transfer) -> Transfer | KernelTransfer:
+        """How the rest of this body goes on: through the kernel, if it is long and may.
+
+        A socket that goes into the map may hold bytes: they are passed, and what was read in part
+        is trimmed. It stays there.
+        """
+        connection, body = self.connection, transfer.body
+        splicer = connection.worker.splicer
+        if splicer is None or not isinstance(body, Sized) or body.left < LEAST:
+            return transfer
+        if not self._may_lend or not connection.may_splice or transfer.sink.out:
+            return transfer
+        source, sink = transfer.source, transfer.sink
+        is_up = source is self._requests.client
+        try:
+            for wire in (source, sink):
+                if wire.index < 0:
+                    wire.enter(splicer, is_up is (wire is sink))
+                    connection.worker.stands_in_map(wire)
+        except OSError as error:
+            connection.worker.note_refused(error)
+            self._may_lend = False
+            return transfer
+        if sink.given and not sink.is_settled:
+            return transfer
+        better = KernelTransfer(splicer, source, sink, body, connection.worker.body_scratch)
+        connection.worker.lent[source.index] = connection
+        connection.worker.view[Counter.BODIES] += 1
+        return better
+
+    @property
+    def is_lent(self) -> bool:
+        """Whether the kernel moves a body now."""
+        return self.asking.is_lent or self.answering.is_lent
+
+    def watch(self, source: Wire, transfer: Transfer | KernelTransfer | None) -> None:
+        """Watch a source for what its transfer needs to know."""
+        by_kernel = isinstance(transfer, KernelTransfer) and not transfer.keeps_reading
+        self.connection.watch(source.sock, QUIET if by_kernel else WATCH)
+
+    def close(self) -> None:
+        """Nothing goes on any more: neither socket is anybody's sink after this."""
+        self.asking.close()
+        self.answering.close()
 
     # ---- what goes wrong
 
@@ -241,6 +306,7 @@ class Exchange:
     def _answer_with(self, status: int, detail: str) -> None:
         """Answer in the backend's place, which has no part in it any more."""
         connection = self.connection
+        self.close()
         if self._requests.client.out:  # half of an interim response: nothing fits behind it
             connection.on(Event.BACKEND_ERROR)
             return
@@ -267,6 +333,7 @@ class Exchange:
         response = answering.response
         assert backend is not None
         assert response is not None
+        self.close()
         self.account()
         place = connection.dialing.place
         connection.release_backend(answered=True)
@@ -302,19 +369,25 @@ class Exchange:
             connection.on(Event.BACKEND_ERROR)
             return
         requests.pending = b""
+        self.close()
         self.account()
         connection.switch(backend, heard_before=self._heard_before)
 
     def account(self) -> None:
         """Bring the record, and the counters of what user space moves, up to date."""
         record, view = self.connection.record, self.connection.worker.view
-        record.bytes_in = self._requests.taken
+        record.kernel_in = self._requests.client.lent - self._lent_in
+        relayed_in, relayed_out = self._requests.taken, self._counted_out
         if self.backend is not None:
-            record.bytes_out = self.backend.taken - self._heard_before
-            record.datapath = record.datapath or Datapath.COPY
-        view[Counter.RELAYED_CLIENT] += record.bytes_in - self._counted_in
-        view[Counter.RELAYED_BACKEND] += record.bytes_out - self._counted_out
-        self._counted_in, self._counted_out = record.bytes_in, record.bytes_out
+            record.kernel_out = self.backend.lent - self._lent_out
+            relayed_out = self.backend.taken - self._heard_before
+            by_kernel = record.kernel_in or record.kernel_out
+            record.datapath = Datapath.SOCKMAP if by_kernel else Datapath.COPY
+        record.bytes_in = relayed_in + record.kernel_in
+        record.bytes_out = relayed_out + record.kernel_out
+        view[Counter.RELAYED_CLIENT] += relayed_in - self._counted_in
+        view[Counter.RELAYED_BACKEND] += relayed_out - self._counted_out
+        self._counted_in, self._counted_out = relayed_in, relayed_out
 
     # ---- time
 

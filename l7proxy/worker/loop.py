@@ -46,6 +46,7 @@ from l7proxy.worker.setup import WorkerSetup
 from l7proxy.worker.spares import Spares
 from l7proxy.worker.spliced import SplicedPair
 from l7proxy.worker.timers import Calendar
+from l7proxy.worker.wire import Wire
 
 EVENT_BATCH = 512
 SCRATCH = 8 * 1024 * 1024  # bytes; what a receive buffer holds at the most, usually
@@ -101,6 +102,9 @@ class Worker:
         self._soon: set[Connection] = set()
         self._graves: list[socket.socket] = []
         self._released: list[int] = []
+        self.lent: dict[int, Connection] = {}  # whose bodies go through the kernel, by source
+        self._in_map: dict[int, int] = {}  # indices of single sockets, by descriptor
+        self._left: list[int] = []  # of those that are being closed
         self._refusals: set[str] = set()
         self.log_headers: frozenset[str] = frozenset()  # that records of requests are to have
         self._long_lived = LongLived(self)
@@ -335,8 +339,11 @@ class Worker:
 
         epoll(7): a descriptor that nothing else refers to leaves the interest list as it is closed.
         """
-        self._handlers.pop(sock.fileno(), None)
+        fd = sock.fileno()
+        self._handlers.pop(fd, None)
         self._graves.append(sock)
+        if fd in self._in_map:
+            self._left.append(self._in_map.pop(fd))
 
     def release(self, index: int) -> None:
         """Give a SOCKMAP index back when both its sockets are closed."""
@@ -354,6 +361,16 @@ class Worker:
             for index in self._released:
                 self.splicer.release(index)
             self._released.clear()
+        if self._left:
+            assert self.splicer is not None
+            for index in self._left:
+                self.lent.pop(index, None)
+                self.splicer.leave(index)
+            self._left.clear()
+
+    def stands_in_map(self, wire: Wire) -> None:
+        """A socket stands in the map by itself: its index is free when it is closed."""
+        self._in_map[wire.sock.fileno()] = wire.index
 
     def ended(self, connection: Connection) -> None:
         """A connection is over: count and log it."""
@@ -378,6 +395,11 @@ class Worker:
         self._counters.fail(record.reason)
         self.meter.exchanged(record)
         self._log.write(record)
+
+    def switched(self, record: Record) -> None:
+        """A request has turned its connection into another protocol's."""
+        self.view[Counter.REQUESTS] += 1
+        self.meter.requested(record)
 
     def note_live(self, connection: Connection) -> None:
         """A connection goes on, and has for long: log it as it is."""
@@ -450,6 +472,10 @@ class Worker:
             pair = self.spliced.get(index >> 1)
             if pair is not None:
                 self.guard(pair.connection, partial(pair.on_event, index & 1))
+                continue
+            connection = self.lent.get(index)
+            if connection is not None:
+                self.guard(connection, connection.look_again_at)
 
 
 class _Ring:

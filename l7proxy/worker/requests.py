@@ -101,6 +101,12 @@ class Requests:
         else:
             self._connection.record.bytes_in = self.taken
 
+    def close(self) -> None:
+        """The connection is over."""
+        if self.exchange is not None:
+            self.exchange.close()
+        self.account()
+
     @property
     def may_answer(self) -> bool:
         """Whether the client may go on after an answer of ours to the request under way."""

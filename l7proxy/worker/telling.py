@@ -72,7 +72,9 @@ def _is_client(connection: Connection, value: str) -> bool:
 
 def _way(connection: Connection) -> str | None:
     """Who moves the bytes now; None where no pair is open."""
-    session = connection.session
+    session, requests = connection.session, connection.requests
+    if requests is not None and requests.exchange is not None and requests.exchange.is_lent:
+        return "kernel"
     if session.state is State.SPLICED:
         return "relay" if Flow.OVERFLOW in session.flows else "kernel"
     return "relay" if session.state in _RELAYED else None
@@ -98,7 +100,9 @@ def _moved(connection: Connection) -> tuple[int, int, int]:
     """Bytes to the backend and to the client, and how many of both the kernel has moved."""
     pair, requests = connection.pair, connection.requests
     if requests is not None:
-        return requests.client.taken, requests.client.written, 0
+        client = requests.client
+        kernel = client.lent + client.given
+        return client.taken + client.lent, client.written + client.given, kernel
     if pair is None:
         return connection.early_in, connection.early_answer, 0
     to_backend, to_client, kernel_in, kernel_out = pair.moved()

@@ -120,23 +120,24 @@ class Pace(Enum):
     READ = "read"  # the source has nothing now
     ROOM = "room"  # the sink has no room
     TURN = "turn"  # its turn is over; there is more
+    SOON = "soon"  # bytes are on their way inside the kernel: a timer looks again
     DONE = "done"  # every byte of the body is in the sink's write queue
 
 
 class Transfer:
     """Moves one body. `scratch` is space that all transfers of a worker share."""
 
-    __slots__ = ("_scratch", "_sink", "_source", "body")
+    __slots__ = ("_scratch", "body", "sink", "source")
 
     def __init__(self, source: Wire, sink: Wire, body: Body, scratch: memoryview) -> None:
-        self._source = source
-        self._sink = sink
+        self.source = source
+        self.sink = sink
         self._scratch = scratch
         self.body = body
 
     def pump(self) -> Pace:
         """Move what is there. Raises SourceBroken, SinkBroken, Cut, BadRequest, BadResponse."""
-        source, sink, body = self._source, self._sink, self.body
+        source, sink, body = self.source, self.sink, self.body
         if sink.out and not sink.flush():
             return Pace.ROOM
         for _ in range(TURN):

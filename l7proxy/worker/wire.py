@@ -17,10 +17,13 @@ from the connection's begin on: nobody else reads from the socket or writes to i
 
 from __future__ import annotations
 
+import os
 import select
 import socket
 
 from l7proxy.datapath.relay import SinkBroken, SourceBroken
+from l7proxy.datapath.sockmap import Splicer
+from l7proxy.net.tcpinfo import tcp_info
 
 WATCH = select.EPOLLIN | select.EPOLLPRI | select.EPOLLOUT | select.EPOLLRDHUP | select.EPOLLET
 
@@ -34,6 +37,7 @@ class Wire:
     """A socket that requests and responses go over, one after the other."""
 
     __slots__ = (
+        *("_base", "_splicer", "given", "index", "lent"),
         *("born", "ended", "more", "out", "put_at", "sock", "stuck_at", "stuck_since"),
         *("taken", "uses", "written"),
     )
@@ -42,6 +46,11 @@ class Wire:
         self.sock = sock
         self.taken = taken  # bytes that user space has read
         self.written = written  # bytes that it has written
+        self.lent = 0  # bytes from it that the kernel has moved
+        self.given = 0  # bytes to it that the kernel has moved
+        self.index = -1  # its index in the map, once it stands there
+        self._splicer: Splicer | None = None
+        self._base = 0  # of `taken`, when it went there
         self.out = b""  # what is to be written, and found no room
         self.more = True  # there may be something to read: a byte, an end or an error
         self.ended = False  # epoll has told of an end
@@ -67,6 +76,9 @@ class Wire:
             return -1
         except OSError as error:
             raise SourceBroken(str(error)) from error
+        if not n and self._splicer is not None and self._is_owed(self._splicer):
+            self.more = False  # an edge tells when it can be read
+            return -1
         self.taken += n
         if n < len(into) and not self.ended:
             self.more = False
@@ -95,6 +107,38 @@ class Wire:
             return True
         data, self.out = self.out, b""
         return self.write(data)
+
+    # ---- in the map
+
+    def enter(self, splicer: Splicer, side: int) -> None:
+        """Put it into the map, for the rest of its life. Raises OSError: it is not taken."""
+        self.index = splicer.enter(self.sock.fileno(), side)
+        self._splicer, self._base = splicer, self.taken
+
+    @property
+    def passed_taken(self) -> int:
+        """Of the bytes that were passed to user space, how many it has read."""
+        return self.taken - self._base
+
+    def _is_owed(self, splicer: Splicer) -> bool:
+        """Whether bytes were passed that recv(2) does not give yet, though it tells of an end.
+
+        They wait behind bytes that are being sent to the same socket.
+        """
+        return splicer.passed(self.index) != self.passed_taken
+
+    def check(self) -> None:
+        """Raises SourceBroken if the socket has failed."""
+        code = self.sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
+        if code:
+            raise SourceBroken(os.strerror(code))
+
+    @property
+    def is_settled(self) -> bool:
+        """Whether every byte that the kernel has moved to it is in its write queue."""
+        return tcp_info(self.sock).queued == self.written + self.given
+
+    # ---- in the pool, and out of room
 
     def note_stuck(self, now: float) -> bool:
         """Keep account of how long it has had no room; whether that has just begun."""
