@@ -51,6 +51,7 @@ from l7proxy.telemetry.condition import condition
 from l7proxy.telemetry.counters import Counter, Rows, SharedCounters
 from l7proxy.telemetry.health import HealthBoard
 from l7proxy.telemetry.log import event
+from l7proxy.telemetry.metered import Metered
 
 log = logging.getLogger(__name__)
 
@@ -142,6 +143,7 @@ def run(options: Options) -> int:
     if way.splicers:
         limits = sum(one.limits.connections for one in reloader.serving.manifest.listeners)
         reloader.pairs = max(limits, pairs * workers)
+    metered = [Metered(pairs) for _ in range(workers)]
     # as many descriptors again as all that is not kept may need
     keeper = Keeper(
         workers, pairs, max(0, files - _KEEPER_RESERVE) // 2 if files > 0 else _MOST_KEPT, guarded
@@ -167,6 +169,7 @@ def run(options: Options) -> int:
             datapath=way.datapath,
             counters=shared.slot(slot),
             meter=boards.meter(slot, shared.slot(slot).view),
+            metered=metered[slot],
             access_log=access_log,
             control_fd=control_fd,
             health=health.slot(slot),

@@ -59,7 +59,7 @@ _TIMES: dict[str, tuple[str, str, str]] = {
     ),
 }
 
-_BYTES_HELP = "Bytes of connections that have ended, by where they went and what moved them."
+_BYTES_HELP = "Bytes by where they went and what moved them; of live connections up to seconds ago."
 
 
 def counted(board: SeriesBoard) -> Iterator[Family]:

@@ -1,7 +1,7 @@
 """What a worker counts by labels, and how long things took. The scrape reads it (`series`).
 
-A worker counts what has happened, with two or three words of memory each: what is spliced costs
-nothing here, for its bytes are the kernel's to count.
+A worker counts what has happened, with two or three words of memory each. What a pair moves costs
+nothing here as it moves; a round in some seconds counts it (`worker.longlived`).
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from bisect import bisect_left
 from l7proxy.errors import Reason
 from l7proxy.telemetry.accesslog import Record
 from l7proxy.telemetry.counters import Counter
+from l7proxy.telemetry.metered import NOTHING, Moved
 from l7proxy.telemetry.series import HOLD, OTHER, Key, SeriesBoard
 
 SERIES = 4_096
@@ -103,29 +104,39 @@ class Meter:
         """A connection was reset at once."""
         self._count((REFUSED, listener, reason._value_))
 
-    def ended(self, record: Record) -> None:
-        """A connection is over, and this is what the log tells of it."""
+    def ended(self, record: Record, metered: Moved = NOTHING) -> None:
+        """A connection is over, and this is what the log tells of it.
+
+        `metered` of its bytes were counted while it went on: see `moved`.
+        """
         r = record
         # `_value_`: a member of an Enum is hashed by its name, in Python
         self._count((ENDED, r.listener, r.route, r.backend, r.endpoint, r.reason._value_))
-        self._note_bytes(r)
+        if r.bytes_in or r.bytes_out:
+            self.moved(r, (r.bytes_in, r.bytes_out, r.kernel_in, r.kernel_out), metered)
 
-    def _note_bytes(self, r: Record) -> None:
-        came, went = r.bytes_in, r.bytes_out
-        if came or went:
-            key = (BYTES, r.listener, r.route, r.backend, r.endpoint)
-            slot = self._counts
-            place, words = slot.young.get(key) or slot.at(key), slot.words
-            words[place + 2] += max(0, came - r.kernel_in)
-            words[place + 3] += max(0, went - r.kernel_out)
-            if r.kernel_in or r.kernel_out:
-                words[place] += r.kernel_in
-                words[place + 1] += r.kernel_out
+    def moved(self, record: Record, moved: Moved, metered: Moved) -> None:
+        """A connection's pair has moved so much, of which that was counted before."""
+        r = record
+        key = (BYTES, r.listener, r.route, r.backend, r.endpoint)
+        came, went, kernel_in, kernel_out = moved
+        if metered is not NOTHING:
+            came, went = came - metered[0], went - metered[1]
+            kernel_in, kernel_out = kernel_in - metered[2], kernel_out - metered[3]
+        slot = self._counts
+        place, words = slot.young.get(key) or slot.at(key), slot.words
+        words[place + 2] += max(0, came - kernel_in)
+        words[place + 3] += max(0, went - kernel_out)
+        if kernel_in or kernel_out:
+            words[place] += max(0, kernel_in)
+            words[place + 1] += max(0, kernel_out)
 
     def exchanged(self, record: Record) -> None:
         """A request is over, and its connection goes on: this is what the log tells of it."""
         self.requested(record)
-        self._note_bytes(record)
+        r = record
+        if r.bytes_in or r.bytes_out:
+            self.moved(r, (r.bytes_in, r.bytes_out, r.kernel_in, r.kernel_out), NOTHING)
 
     def requested(self, record: Record) -> None:
         """A request is over, however it went; `ended` counts its bytes if its connection is, too.

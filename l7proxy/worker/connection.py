@@ -19,6 +19,7 @@ from l7proxy.responses import local_response
 from l7proxy.session import Command, Event, Flow, FlowCommand, FlowEvent, Session, State
 from l7proxy.telemetry.accesslog import Record
 from l7proxy.telemetry.counters import Counter
+from l7proxy.telemetry.metered import NOTHING, Moved
 from l7proxy.telemetry.presence import NOWHERE
 from l7proxy.worker.dialing import Dialing
 from l7proxy.worker.first import FirstPair
@@ -66,6 +67,7 @@ class Connection:
         "held_answer",
         "held_request",
         "listener",
+        "metered",
         "number",
         "opening",
         "pair",
@@ -102,6 +104,7 @@ class Connection:
         self.began = self.since = worker.now  # `since`: of the request that the record is about
         self.requests: Requests | None = None  # where each is routed by itself
         self.before_in = self.before_out = 0  # bytes of requests that were logged before the splice
+        self.metered = NOTHING  # of what its pair has moved, counted already by route and endpoint
         self.early_in = 0  # bytes that the client sent before the pair was open
         self.early_out = 0  # bytes that were written to the backend before
         self.early_answer = 0  # bytes that the backend sent before the pair was open
@@ -348,6 +351,7 @@ class Connection:
         self.pair = pair
         self.splicer_index = pair.index
         worker.spliced[pair.index >> 1] = pair
+        worker.metered.store(pair.index, self.metered)
         worker.view[Counter.SPLICES] += 1
         self._note_open()
         worker.keeping.add(pair)
@@ -360,6 +364,7 @@ class Connection:
         pair = SplicedPair(self, worker.splicer, index)
         pair.is_kept = True
         self.pair = pair
+        self.metered = worker.metered.of(index)
         worker.spliced[index >> 1] = pair
         self._schedule_check()
 
@@ -562,10 +567,8 @@ class Connection:
         worker.calendar.cancel(self)
         pair = self.pair
         if pair is not None:
-            moved = pair.moved()
+            moved = self.moved(pair)
             record.bytes_in, record.bytes_out, record.kernel_in, record.kernel_out = moved
-            record.bytes_in -= self.before_in
-            record.bytes_out -= self.before_out
             pair.close()
             spliced = isinstance(pair, SplicedPair)
             worker.view[Counter.SPLICES_ENDED if spliced else Counter.RELAYS_ENDED] += 1
@@ -586,6 +589,11 @@ class Connection:
             self.requests.exchange = None
         record.total_ms = self.elapsed()
         worker.ended(self)
+
+    def moved(self, pair: OpenPair) -> Moved:
+        """See `OpenPair.moved`; without the requests that were logged before."""
+        up, down, kernel_up, kernel_down = pair.moved()
+        return up - self.before_in, down - self.before_out, kernel_up, kernel_down
 
     # ---- sockets and epoll
 

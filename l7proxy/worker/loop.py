@@ -39,7 +39,7 @@ from l7proxy.worker.first import LITTLE
 from l7proxy.worker.groups import Group
 from l7proxy.worker.keeping import Keeping
 from l7proxy.worker.leaving import Leaving
-from l7proxy.worker.longlived import LongLived
+from l7proxy.worker.longlived import METER_EVERY, Rounds
 from l7proxy.worker.pool import Pool
 from l7proxy.worker.reloading import Reloading
 from l7proxy.worker.setup import WorkerSetup
@@ -79,6 +79,7 @@ class Worker:
         self.presence = setup.counters.presence
         self.rates = setup.counters.rates
         self.meter = setup.meter
+        self.metered = setup.metered
         self.fellows = setup.counters.workers  # who accept from the same sockets, this one included
         self.calendar = Calendar()
         self.relays = Relays(setup.datapath)
@@ -107,7 +108,8 @@ class Worker:
         self._left: list[int] = []  # of those that are being closed
         self._refusals: set[str] = set()
         self.log_headers: frozenset[str] = frozenset()  # that records of requests are to have
-        self._long_lived = LongLived(self)
+        self._long_lived = Rounds(self, self.note_live)
+        self._metering = Rounds(self, self.count_live, young=True)
         self._farewell = Farewell(self, setup.drain_idle)
         self.pool = Pool(self)
         self.is_stopping = False  # no connection is taken any more, and none is kept
@@ -127,6 +129,7 @@ class Worker:
             if setup.kept:
                 self._reloading.say(adopt(self, setup.kept))
         self.calendar.set(_Turn(self), self.now + Meter.hold)
+        self._metering.set(METER_EVERY)
         self._take_signals()
 
     def _take_signals(self) -> None:
@@ -379,7 +382,7 @@ class Worker:
         self._soon.discard(connection)
         self._counters.leave(connection.listener.row)
         self._counters.fail(record.reason)
-        self.meter.ended(record)
+        self.meter.ended(record, connection.metered)
         self.view[Counter.CLOSED] += 1  # last: who finds none open finds all of them counted
         requests = connection.requests
         if requests is not None and requests.rests:
@@ -404,7 +407,7 @@ class Worker:
     def note_live(self, connection: Connection) -> None:
         """A connection goes on, and has for long: log it as it is."""
         assert connection.pair is not None
-        up, down, kernel_up, kernel_down = connection.pair.moved()
+        up, down, kernel_up, kernel_down = connection.moved(connection.pair)
         self._log.write(
             replace(
                 connection.record,
@@ -416,6 +419,16 @@ class Worker:
                 kernel_out=kernel_down,
             )
         )
+
+    def count_live(self, connection: Connection) -> None:
+        """A connection goes on: count by route and endpoint what it has moved since it was."""
+        assert connection.pair is not None
+        moved = connection.moved(connection.pair)
+        if moved != connection.metered:
+            self.meter.moved(connection.record, moved, connection.metered)
+            connection.metered = moved
+            if isinstance(connection.pair, SplicedPair):
+                self.metered.store(connection.pair.index, moved)
 
     def log_as(self, rules: AccessLogRules) -> None:
         """Write the access log as a policy says."""

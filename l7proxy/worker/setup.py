@@ -14,6 +14,7 @@ from l7proxy.telemetry.accesslog import AccessLog
 from l7proxy.telemetry.counters import Counters
 from l7proxy.telemetry.health import HealthSlot
 from l7proxy.telemetry.meter import Meter
+from l7proxy.telemetry.metered import Metered
 
 
 @dataclass(slots=True)
@@ -36,6 +37,7 @@ class WorkerSetup:
     datapath: Datapath
     counters: Counters
     meter: Meter
+    metered: Metered
     access_log: AccessLog
     control_fd: int
     health: HealthSlot

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from itertools import pairwise
 from typing import Any
 
 import pytest
+from forking import in_child
 
 from l7proxy.errors import Reason
 from l7proxy.telemetry import families, meter
@@ -14,6 +16,7 @@ from l7proxy.telemetry.counters import Counter, SharedCounters
 from l7proxy.telemetry.endpoints import ENDPOINTS, GROUPS, Endpoints, Growing
 from l7proxy.telemetry.exposition import Family
 from l7proxy.telemetry.meter import BOUNDS, Meter, counts_board, spare, times_board
+from l7proxy.telemetry.metered import NOTHING, Metered
 from l7proxy.telemetry.processes import CpuTimes, look
 from l7proxy.telemetry.series import SPARE
 
@@ -84,6 +87,36 @@ def test_a_bucket_holds_its_bound(desk: Desk, seconds: float, bucket: int) -> No
     one = desk.found()["l7proxy_dial_duration_seconds"]["app",]
     assert [at for at, count in enumerate(one.counts) if count] == [bucket]
     assert one.sum == pytest.approx(seconds)
+
+
+def test_what_was_counted_while_it_went_on_is_not_counted_at_its_end(desk: Desk) -> None:
+    meter, one = desk.meters[0], record("api", bytes_in=30, bytes_out=700, kernel_out=500)
+    rounds = [NOTHING, (10, 0, 0, 0), (10, 400, 0, 300), (10, 600, 0, 500)]
+    where = ("web", "api", "app", "10.0.0.1:80")
+    seen = []
+    for before, now in pairwise(rounds):
+        meter.moved(one, now, before)
+        seen.append(
+            desk.found()["l7proxy_connection_bytes"].get((*where, "from_backend", "kernel"))
+        )
+    assert seen == [None, 300, 500]
+    meter.ended(one, rounds[-1])
+    assert desk.found()["l7proxy_connection_bytes"] == {
+        (*where, "from_backend", "kernel"): 500,
+        (*where, "from_client", "relay"): 30,
+        (*where, "from_backend", "relay"): 200,
+    }
+
+
+def test_what_was_counted_of_a_pair_is_known_to_the_next_worker() -> None:
+    metered = Metered(3)
+    metered.store(4, (1, 2, 3, 1 << 40))
+    in_child(lambda: metered.store(2, (5, 6, 7, 8)))
+    assert [metered.of(index) for index in (0, 2, 4)] == [
+        NOTHING,
+        (5, 6, 7, 8),
+        (1, 2, 3, 1 << 40),
+    ]
 
 
 def test_other_series_keep_the_reason(desk: Desk) -> None:
