@@ -16,7 +16,7 @@ from l7proxy.datapath.maps import AIM, DIRECTION_WORDS
 from l7proxy.datapath.sockmap import URGENT, Splicer
 
 from .bodies import Body, Maker, Single, couple, singles
-from .pairs import BACKEND, CLIENT, read_exactly, silent, wait_for
+from .pairs import BACKEND, CLIENT, PATIENCE, read_exactly, silent, wait_for
 
 pytestmark = pytest.mark.kernel
 
@@ -42,7 +42,7 @@ def test_a_sink_without_room_is_told_relayed_and_given_back(splicer: Splicer, si
     assert splicer.events() == [client.index]
     before = splicer.redirected(client.index)
     backend.far.setblocking(False)
-    deadline = time.monotonic() + 20
+    deadline = time.monotonic() + PATIENCE
     while len(got) < len(data):
         assert time.monotonic() < deadline, f"{len(got)} of {len(data)}, {client.counts()}"
         with contextlib.suppress(BlockingIOError):
@@ -71,7 +71,7 @@ def test_a_sink_that_is_reset_gets_no_more(splicer: Splicer, single: Maker):
     backend.far.close()
     poll = select.poll()
     poll.register(backend.near, 0)
-    assert dict(poll.poll(5000))[backend.near.fileno()] & select.POLLERR
+    assert dict(poll.poll(1000 * PATIENCE))[backend.near.fileno()] & select.POLLERR
     client.far.sendall(b"y" * 10)
     wait_for(lambda: splicer.passed(client.index) == 10)
     assert splicer.events() == [client.index]
@@ -135,7 +135,7 @@ def talking(source: Single, stream: bytes, seed: int) -> Iterator[None]:
 
 def opened(splicer: Splicer, source: Single, sink: Single) -> int:
     """Aim while bytes keep coming; returns the position of the first one that is redirected."""
-    deadline = time.monotonic() + 10
+    deadline = time.monotonic() + PATIENCE
     while True:
         assert time.monotonic() < deadline
         source.look()
@@ -255,7 +255,7 @@ def test_a_stream_that_ends_within_the_body(splicer: Splicer, single: Maker):
     client.far.sendall(b"01234")
     client.far.shutdown(socket.SHUT_WR)
     assert read_exactly(backend.far, 5) == b"01234"
-    assert select.select([client.near], [], [], 5)[0]
+    assert select.select([client.near], [], [], PATIENCE)[0]
     assert client.near.recv(1) == b""
     assert client.counts() == (5, 0)
     assert splicer.events() == []  # epoll tells
@@ -298,7 +298,7 @@ def test_both_ways_at_once(splicer: Splicer, single: Maker):
     ends = ((client, backend, up), (backend, client, down))
     for one in (client, backend):
         one.far.setblocking(False)
-    deadline = time.monotonic() + 20
+    deadline = time.monotonic() + PATIENCE
     while not all(body.done for body in bodies) or [len(x) for x in got] != [len(up), len(down)]:
         assert time.monotonic() < deadline
         for way, (source, sink, data) in enumerate(ends):

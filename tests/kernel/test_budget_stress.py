@@ -99,7 +99,7 @@ def run(splicer: Splicer, seed: int, bodies: int) -> tuple[int, int]:
                     near.near.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 20_000)
                 ends[side].append(End(rng, near))
         every = ends[CLIENT] + ends[BACKEND]
-        through, deadline = 0, time.monotonic() + 40
+        through, deadline = 0, time.monotonic() + 160
         while through < bodies or any(end.bodies or end.body or end.owed for end in every):
             assert time.monotonic() < deadline, [(len(end.bodies), end.owed) for end in every]
             before = through

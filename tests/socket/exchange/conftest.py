@@ -13,17 +13,17 @@ POLICY = """\
 listeners:
   web: {{address: 127.0.0.1:0}}
   upgrade: {{address: 127.0.0.1:0}}
-  hasty:
-    address: 127.0.0.1:0
-    timeouts: {{head: 500ms, dial: 300ms, idle: 1s, overflow: 1s}}
+  # more than a machine that stands still takes away from who does something in time
+  hasty: {{address: 127.0.0.1:0, timeouts: {{head: 4s}}}}
+  restless: {{address: 127.0.0.1:0, timeouts: {{idle: 4s, overflow: 1s}}}}
 routes:
   - name: one
-    listeners: [web, hasty]
+    listeners: [web, hasty, restless]
     splice: request
     matches: [{{path: /one}}]
     backendRefs: [{{name: one}}]
   - name: two
-    listeners: [web, hasty]
+    listeners: [web, hasty, restless]
     splice: request
     matches: [{{path: /two}}, {{method: CONNECT}}]
     backendRefs: [{{name: two}}]

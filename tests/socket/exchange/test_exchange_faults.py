@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import threading
 import time
 
 import pytest
 from exchanging import Message, ask, echo, get, ok, post, read_head, read_message, serve
-from peers import Backend, Ended, Peer, connect, stream
+from peers import PATIENCE, Backend, Ended, Peer, connect, stream
 from proxy import Proxy, until
 
 pytestmark = pytest.mark.net
@@ -155,13 +156,16 @@ def test_bad_chunks_of_a_backend(proxy: Proxy, one: Backend, late: bool) -> None
         begin = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n3\r\nabc\r\n"
         if late:
             peer.send(begin)
-            time.sleep(0.05)
+            assert has_begun.wait(PATIENCE)
         return b"x\r\n" if late else begin + b"x\r\n"
 
+    has_begun = threading.Event()
     serve(one, handler)
     with connect(proxy.address("web")) as client:
         client.send(get(b"/one"))
         if late:
+            read_head(client)
+            has_begun.set()
             assert client.ending() == "reset"
         else:
             assert read_message(client).status == 502
@@ -219,12 +223,15 @@ def test_a_response_that_is_cut(proxy: Proxy, one: Backend, how: str, framing: b
         read_message(peer)
         data = b"3\r\nabc\r\n" if b"chunked" in framing else b"abc"
         peer.send(b"HTTP/1.1 200 OK\r\n" + framing + b"\r\n" + data)
-        time.sleep(0.05)
+        assert has_begun.wait(PATIENCE)
         getattr(peer, how)()
 
+    has_begun = threading.Event()
     one.play(script)
     with connect(proxy.address("web")) as client:
         client.send(get(b"/one"))
+        read_head(client)
+        has_begun.set()
         assert client.ending() == "reset"
         port = client.port
     assert proxy.record(port)["reason"] == "backend_reset"
@@ -306,7 +313,7 @@ def test_a_backend_that_does_not_answer(proxy: Proxy, one: Backend) -> None:
         peer.ending()
 
     one.play(script)
-    with connect(proxy.address("hasty")) as client:
+    with connect(proxy.address("restless")) as client:
         assert ask(client, get(b"/one")).status == 504
         port = client.port
     assert proxy.record(port)["reason"] == "idle_timeout"
@@ -319,7 +326,7 @@ def test_a_backend_that_pauses_within_its_response(proxy: Proxy, one: Backend) -
         peer.ending()
 
     one.play(script)
-    with connect(proxy.address("hasty")) as client:
+    with connect(proxy.address("restless")) as client:
         client.send(get(b"/one"))
         assert client.ending() == "reset"
 
@@ -333,6 +340,6 @@ def test_a_client_that_does_not_read(proxy: Proxy, one: Backend) -> None:
                 peer.send(piece)
 
     one.play(script)
-    with connect(proxy.address("hasty"), receive_buffer=4096) as client:
+    with connect(proxy.address("restless"), receive_buffer=4096) as client:
         client.send(get(b"/one"))
         assert proxy.record(client.port)["reason"] == "stalled"
