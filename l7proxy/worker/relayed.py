@@ -106,8 +106,9 @@ class RelayedPair:
         self._stuck: list[float | None] = [None, None]  # since when a sink has had no room
         self._active = connection.worker.now
         self._calm = 0  # turns in a row, of either direction
-        connection.watch(client, _MASK)
-        connection.watch(backend, _MASK)
+        # Anew: an exchange watched both for the same, and an edge of that time is not told again.
+        connection.watch(client, _MASK, anew=True)
+        connection.watch(backend, _MASK, anew=True)
 
     def ready(self, side: Side, mask: int) -> None:
         """See `OpenPair.ready`."""
