@@ -19,6 +19,7 @@ from l7proxy.model import (
     AccessLogRules,
     Backend,
     BackendRef,
+    Filters,
     Listener,
     Match,
     Policy,
@@ -44,6 +45,7 @@ def check(walker: Walker, draft: Draft) -> None:
             for ref in route.backend_refs or []:
                 if not ref.value.optional and ref.value.name.value != PASSTHROUGH:
                     backends.find(walker, ref.value.name)
+            _mirror(walker, route, backends)
         _weights(walker, route)
     rules.routes.check(walker, draft)
     rules.backends.check(walker, draft)
@@ -63,6 +65,24 @@ def _route_names(walker: Walker, routes: list[RouteDraft]) -> None:
                 "logs and messages tell routes by their names: give each its own",
                 notes=(walker.note("the first one", other.node),),
             )
+
+
+def _mirror(walker: Walker, route: RouteDraft, backends: _Names) -> None:
+    filters: At[Filters] | None = route.fields.at("filters")
+    if filters is None or filters.value.mirror is None:
+        return
+    node = walker.value(filters.node, "mirror") or filters.node
+    for key in ("backendRef", "name"):
+        node = walker.value(node, key) or node
+    name = filters.value.mirror.backend
+    if name == PASSTHROUGH:
+        walker.error(
+            node,
+            "copies cannot go to where a connection was going: the request itself may go there",
+            "name a backend of this policy",
+        )
+    else:
+        backends.find(walker, At(name, node))
 
 
 class _Names:

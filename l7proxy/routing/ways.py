@@ -14,7 +14,10 @@ from l7proxy.model import Listener, Policy, Protocol, Route, Splice, UnixAddress
 EACH = "each one is parsed, routed and written anew, of requests and of responses"
 _FIRST = "the first request's is parsed, routed and written anew; nobody reads the later ones"
 _KERNEL, _USER = "the kernel moves them", "user space relays them"
-_BUDGET = _USER
+_BUDGET = (
+    "the kernel moves those of 256 KiB and more, if their length is known; user space relays the"
+    " others"
+)
 _SWITCHED = "after 101, or 2xx to CONNECT, the kernel moves everything"
 
 
@@ -45,10 +48,7 @@ def ways(policy: Policy, listener: Listener, route: Route, splice: Splice) -> Wa
         return Ways(EACH, f"{_USER}{unix}", f"{_USER}{unix}", f"user space relays{unix}")
     if splice is Splice.UPGRADE:
         return Ways(EACH, _USER, _USER, _SWITCHED)
-    large = _BUDGET
-    if route.filters.mirror is not None:
-        large += ", and those of requests that are copied"
-    return Ways(EACH, _USER, large, _SWITCHED)
+    return Ways(EACH, _USER, _BUDGET, _SWITCHED)
 
 
 _RELAYED = {Splice.CONNECTION: Splice.NEVER}

@@ -56,6 +56,8 @@ def collect(
             "stale": shared.total(Counter.STALE),
             "pooled": shared.pooled(),
             "bodies_by_kernel": shared.total(Counter.BODIES),
+            "mirrored": shared.total(Counter.MIRRORED),
+            "mirrors_lost": shared.total(Counter.MIRRORS_LOST),
         },
         "bytes": {
             "redirected": {

@@ -91,9 +91,11 @@ class Counter(IntEnum):
     REQUESTS = 50  # requests that were routed by themselves, and are over
     REUSED = 51  # ... of these went over a connection that another one had gone over before
     STALE = 52  # ... were sent once more, as that connection had ended before it got them
-    BODIES = 55  # bodies of requests and responses that the kernel was given
     POOLED = 53  # connections to backends that were kept for another request
     POOLED_ENDED = 54  # ... and got one, or were closed
+    BODIES = 55  # bodies of requests and responses that the kernel was given
+    MIRRORED = 56  # copies of requests that were sent on their way
+    MIRRORS_LOST = 57  # ... that were not: too large, too many, or nobody to take them
 
 
 ERRORS: dict[Reason, Counter] = {

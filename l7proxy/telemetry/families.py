@@ -147,6 +147,16 @@ _TOTALS: tuple[tuple[str, str, Counter], ...] = (
         Counter.STALE,
     ),
     (
+        "l7proxy_mirrored_requests",
+        "Copies of requests that were sent to a second backend (filters.mirror).",
+        Counter.MIRRORED,
+    ),
+    (
+        "l7proxy_mirrors_lost",
+        "Copies of requests that were not sent: too large, too many, or nobody to take them.",
+        Counter.MIRRORS_LOST,
+    ),
+    (
         "l7proxy_access_log_dropped",
         "Lines of the access log that were lost, its reader being too slow.",
         Counter.LOG_DROPPED,

@@ -194,7 +194,7 @@ class Answering:
             changes=exchange.decision.route.filters.response_headers,
             extra=self._cookie(),
         )
-        body = _body(response, connection.listener.limits, chunked=chunked)
+        body = body_of(response, connection.listener.limits, chunked=chunked)
         if body is not None and rest:
             out += body.take(memoryview(rest))
         if body is not None and not body.done:
@@ -225,7 +225,7 @@ class Answering:
         return [(name, value)]
 
 
-def _body(response: Response, limits: Limits, *, chunked: bool) -> Body | None:
+def body_of(response: Response, limits: Limits, *, chunked: bool) -> Body | None:
     """The body as the client gets it: in chunks, or not."""
     length = response.body_length
     if length is not None:

@@ -170,6 +170,8 @@ class Asking:
             self.sent = True
             if transfer is not None:
                 self._finish(transfer)
+            else:
+                exchange.sent()
             exchange.check_over()
 
     def settle(self) -> None:
@@ -190,6 +192,7 @@ class Asking:
         self._requests.pending = transfer.body.surplus
         self._transfer = None
         self._exchange.watch(self._requests.client, None)
+        self._exchange.sent()
 
     def _fall_on_deaf_ears(self) -> None:
         """The backend takes nothing any more; it may have answered before."""

@@ -12,10 +12,7 @@ from l7proxy.model import Route
 from l7proxy.worker.transfer import Body
 
 REPLAY = 64 * 1024
-"""Bytes of a request that are kept, head and body, to be sent once more."""
-
-MIRRORED = 1024 * 1024
-"""Bytes of a body that are kept for those who get copies."""
+"""Bytes that are kept of a body: as much as user space may hold of it anyway."""
 
 # RFC 9110 section 9.2.2: "PUT, DELETE, and safe request methods are idempotent". "A proxy MUST NOT
 # automatically retry non-idempotent requests."
@@ -59,9 +56,8 @@ class Copied:
 
 def kept_of(route: Route, head: Head, *, mirrored: bool) -> int:
     """How many bytes of this request's body are kept, at the most."""
-    if mirrored:
-        return MIRRORED
-    return REPLAY if route.retry is not None and head.method in IDEMPOTENT else 0
+    is_retried = route.retry is not None and head.method in IDEMPOTENT
+    return REPLAY if mirrored or is_retried else 0
 
 
 def copying(body: Body, head: Head, most: int) -> Body:

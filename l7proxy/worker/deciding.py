@@ -17,6 +17,7 @@ from l7proxy.head import Head, serialise
 from l7proxy.model import (
     PER_REQUEST,
     Address,
+    Backend,
     Decision,
     Deny,
     Forward,
@@ -126,7 +127,7 @@ class Deciding:
             hop, head.headers, authority=head.authority, version=head.version
         )
         by_request = decision.splice in PER_REQUEST or connection.requests is not None
-        outgoing = self._proxy_out(decision, head.host, "") + serialise(
+        written = serialise(
             head,
             fields,
             trusted=trusted,
@@ -134,8 +135,9 @@ class Deciding:
             rewriting=rewrite(head, route, decision.match),
         )
         if by_request:
-            self._exchange(decision, head, outgoing, surplus)
+            self._exchange(decision, head, written, surplus)
             return
+        outgoing = self._proxy_out(decision.backend, head.host, "") + written
         connection.spliceable &= decision.splice is not Splice.NEVER
         host = connection.client_host
         connection.dialing.choose(decision, head, host, None, self._destination)
@@ -145,9 +147,11 @@ class Deciding:
         self._go(route, outgoing + surplus)
         connection.on(Event.ROUTED)
 
-    def _exchange(self, decision: Forward, head: Head, outgoing: bytes, surplus: bytes) -> None:
+    def _exchange(self, decision: Forward, head: Head, written: bytes, surplus: bytes) -> None:
         """Send this request on by itself. Raises BadRequest, where what follows it is no body."""
-        connection = self._connection
+        connection, mirror = self._connection, decision.route.filters.mirror
+        outgoing = self._proxy_out(decision.backend, head.host, "") + written
+        mirrored = connection.worker.mirrors.wants(mirror, head)
         requests = self._opening.requests()
         exchange = requests.exchange = Exchange(
             connection,
@@ -156,8 +160,12 @@ class Deciding:
             decision,
             outgoing,
             surplus,
-            keep=kept_of(decision.route, head, mirrored=False),
+            keep=kept_of(decision.route, head, mirrored=mirrored),
         )
+        if mirror is not None and mirrored:
+            backend = connection.listener.groups[mirror.backend].backend
+            exchange.mirrored = self._proxy_out(backend, head.host, "") + written
+
         connection.timeouts = timeouts_of(connection.listener.timeouts, decision.route.timeouts)
         host = connection.client_host
         connection.dialing.choose(decision, head, host, None, self._destination)
@@ -196,7 +204,7 @@ class Deciding:
             return
         alpn = hello.alpn[0] if hello is not None and hello.alpn else ""
         sni = "" if hello is None else hello.sni
-        outgoing = self._proxy_out(decision, sni, alpn) + outgoing
+        outgoing = self._proxy_out(decision.backend, sni, alpn) + outgoing
         connection.spliceable &= decision.splice is not Splice.NEVER
         host = connection.client_host
         connection.dialing.choose(decision, None, host, hello, self._destination)
@@ -223,9 +231,9 @@ class Deciding:
         connection.sending = Sending(connection, outgoing, full_read=self._full_read)
         connection.opening = None
 
-    def _proxy_out(self, decision: Forward, authority: str, alpn: str) -> bytes:
+    def _proxy_out(self, backend: Backend, authority: str, alpn: str) -> bytes:
         """The PROXY header for the backend, if it wants one."""
-        version = decision.backend.proxy_protocol
+        version = backend.proxy_protocol
         if version is None:
             return b""
         client, header = self._connection.client, self._header

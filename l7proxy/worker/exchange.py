@@ -20,7 +20,6 @@ it: it may be read with care. The client was told `close` then.
 
 from __future__ import annotations
 
-import math
 import select
 from typing import TYPE_CHECKING
 
@@ -72,6 +71,7 @@ class Exchange:
         "decision",
         "fresh",
         "head",
+        "mirrored",
         "pools",
         "retries",
     )
@@ -98,6 +98,7 @@ class Exchange:
         self.backend: Wire | None = None  # set by `Dialing`
         self.fresh = False  # it has to be dialled: the pool's was stale
         self.pools = True  # its connection may serve others
+        self.mirrored: bytes | None = None  # the head of a copy that is to go elsewhere as well
         self.retries = 0  # how often it was sent once more, as the route says
         self._retry_at: float | None = None  # when it is to be
         self._requests = requests
@@ -149,7 +150,14 @@ class Exchange:
                 self.answering.hear()
 
     def again(self) -> None:
-        """A turn was over, and the others had theirs."""
+        """A turn was over, and the others had theirs; or it is time for another attempt."""
+        if self._retry_at is not None:
+            left = self._retry_at - self.connection.worker.now
+            if left > 0:
+                self.connection.look_again(left)
+            else:
+                self._retry()
+            return
         self.asking.ready()
         if self.goes_on:
             self.answering.again()
@@ -248,6 +256,20 @@ class Exchange:
         connection.redial(self.decision, self.head)
         connection.on(Event.STALE)
 
+    def sent(self) -> None:
+        """All of the request is on its way: it is time for its copy."""
+        head, self.mirrored = self.mirrored, None
+        mirror = self.decision.route.filters.mirror
+        if head is None or mirror is None:
+            return
+        connection, body = self.connection, self.asking.body
+        connection.worker.mirrors.send(
+            connection.listener.groups[mirror.backend],
+            self.head,
+            connection.client_host,
+            None if body is None else head + body,
+        )
+
     @property
     def is_blocked(self) -> bool:
         """Whether the client has no room for what was said to it: an interim response."""
@@ -268,7 +290,7 @@ class Exchange:
         connection.drop_backend()
         self.answering = Answering(self, self._requests.client)
         self._retry_at = connection.worker.now + wait
-        connection.worker.calendar.sooner(connection, self._retry_at)
+        connection.look_again(wait)
         return True
 
     def _retry(self) -> None:
@@ -411,15 +433,12 @@ class Exchange:
     def on_deadline(self) -> None:
         """Look whether it has taken too long; the deadline may be from before it began."""
         connection = self.connection
-        now, retry_at = connection.worker.now, self._retry_at
-        if retry_at is not None and retry_at <= now:
-            self._retry()
+        due = self._due()
+        if not due:
             return
-        when, reason = min(self._due(), default=(math.inf, Reason.DONE))
-        if when > now:
-            when = when if retry_at is None else min(when, retry_at)
-            if when < math.inf:
-                connection.worker.calendar.set(connection, when)
+        when, reason = min(due)
+        if when > connection.worker.now:
+            connection.worker.calendar.set(connection, when)
             return
         connection.end_with(reason)
         if self.answering.response is not None or reason is Reason.STALLED:

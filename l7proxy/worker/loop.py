@@ -40,6 +40,7 @@ from l7proxy.worker.groups import Group
 from l7proxy.worker.keeping import Keeping
 from l7proxy.worker.leaving import Leaving
 from l7proxy.worker.longlived import METER_EVERY, Rounds
+from l7proxy.worker.mirroring import Mirrors
 from l7proxy.worker.pool import Pool
 from l7proxy.worker.reloading import Reloading
 from l7proxy.worker.setup import WorkerSetup
@@ -93,6 +94,7 @@ class Worker:
         self.now = self.clock()
         self._chance = random.Random()
         self.chance = self._chance.random
+        self.mirrors = Mirrors(self)
         self._health = setup.health
         self.resolved = dict(setup.resolved)
         self._counters = setup.counters

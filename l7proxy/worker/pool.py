@@ -23,8 +23,7 @@ from l7proxy.worker.groups import Place
 from l7proxy.worker.wire import Wire
 
 if TYPE_CHECKING:
-    from l7proxy.worker.connection import Connection
-    from l7proxy.worker.loop import Worker
+    from l7proxy.worker.loop import Handler, Worker
 
 MOST = 2048  # connections of a worker
 IDLE = 30.0  # seconds; nginx keeps them for 60, HAProxy halves what is not used every 5
@@ -62,7 +61,7 @@ class Pool:
             self._close(wire)
         return None
 
-    def put(self, place: Place, wire: Wire, owner: Connection) -> None:
+    def put(self, place: Place, wire: Wire, owner: Handler) -> None:
         """Keep a connection whose exchange has ended exactly, or close it; its events are ours."""
         worker = self._worker
         fd, now = wire.sock.fileno(), worker.now

@@ -97,6 +97,8 @@ RELAYED = {
 EACH = {
     **RELAYED,
     "heads": "each one is parsed, routed and written anew, of requests and of responses",
+    "largeBodies": "the kernel moves those of 256 KiB and more, if their length is known; user"
+    " space relays the others",
     "upgrades": "after 101, or 2xx to CONNECT, the kernel moves everything",
 }
 
@@ -114,7 +116,8 @@ def test_check_tells_which_way_bytes_go(l7proxy: Verbs) -> None:
         "listener `web`, `r0`, `r1`, `r2`, `r3`, `r4` and 3 more: `splice: request`, chosen by"
         " auto",
         "    heads        " + EACH["heads"],
-        "    bodies       user space relays them",
+        "    small bodies user space relays them",
+        "    large bodies " + EACH["largeBodies"],
         "    upgrades     after 101, or 2xx to CONNECT, the kernel moves everything",
         "listener `web`, `never`: `splice: never`",
         "    heads        " + RELAYED["heads"],

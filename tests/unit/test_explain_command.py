@@ -79,7 +79,8 @@ goes to   next 90%: 127.0.0.1:9002 25%, 127.0.0.1:9003 75% (hash on header x-use
           gone 10%: it is not there, and answered with 500
 splice    request, chosen by auto: later requests of a connection may match `canary`, `cart`, `old`, one of 3 more or no route (404)
           heads: each one is parsed, routed and written anew, of requests and of responses
-          bodies: user space relays them
+          small bodies: user space relays them
+          large bodies: the kernel moves those of 256 KiB and more, if their length is known; user space relays the others
           upgrades: after 101, or 2xx to CONNECT, the kernel moves everything
 head      GET /new/1?a=b HTTP/1.1
           Host: Shop.test

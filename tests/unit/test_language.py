@@ -40,6 +40,7 @@ from l7proxy.model import (
     Limits,
     Listener,
     Match,
+    Mirror,
     NameAddress,
     PathMatch,
     PathModifier,
@@ -189,6 +190,7 @@ EXPECTED = Policy(
                     add=(("X-By", "l7"),),
                     remove=("Server",),
                 ),
+                Mirror("new", 5),
             ),
             timeouts=RouteTimeouts(1.0, 0.0, 120.0, 30.0),
             splice=Splice.UPGRADE,
@@ -214,6 +216,14 @@ EXPECTED = Policy(
                 )
             ),
             splice=Splice.NEVER,
+        ),
+        Route(
+            "copied",
+            (Match(prefix("/c")),),
+            (BackendRef("app"),),
+            listeners=("web",),
+            filters=Filters(mirror=Mirror("app")),
+            splice=Splice.REQUEST,
         ),
         Route(
             "old",

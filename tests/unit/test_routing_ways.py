@@ -19,6 +19,7 @@ from l7proxy.model import (
     UnixAddress,
 )
 from l7proxy.routing.ways import as_dict, lines, ways
+from l7proxy.worker.bykernel import LEAST
 from tests.routes import route
 
 WEB = Listener("web", Address("127.0.0.1", 80))
@@ -64,6 +65,13 @@ def test_unix_sockets_are_relayed(splice: Splice) -> None:
         assert found["bodies"] == f"{RELAYED}: {why}"
         assert found["upgrades"] == f"user space relays: {why}"
     assert "unix" not in str(told(splice, UNIX, TCP))
+
+
+def test_long_bodies_are_the_kernels() -> None:
+    found = told(Splice.REQUEST)
+    assert list(found) == ["heads", "small bodies", "large bodies", "upgrades"]
+    assert (found["heads"], found["small bodies"], found["upgrades"]) == (EACH, RELAYED, SWITCHED)
+    assert f"the kernel moves those of {LEAST // 1024} KiB and more" in found["large bodies"]
 
 
 def test_streams() -> None:

@@ -14,6 +14,7 @@ from l7proxy.config.language.changes import (
     pairs,
 )
 from l7proxy.config.language.common import PRECISE_HOSTNAME
+from l7proxy.config.language.requests import MIRROR
 from l7proxy.config.nodes import Node
 from l7proxy.config.problems import quoted
 from l7proxy.config.schema import Fields, Key, ListOf, Made, Record, Table
@@ -143,9 +144,16 @@ FILTERS = Record(
                 "Another host or path for the backend; the client does not see it.",
                 default="none",
             ),
+            "mirror": Key(
+                MIRROR,
+                "A second backend that gets requests too, as the first one gets them; not those"
+                " with a body of more than 64 KiB, nor upgrades. Nobody waits for it, and what it"
+                " answers is dropped.",
+                default="none",
+            ),
         },
-        later=dict.fromkeys(("mirror", "requestMirror"), "each request goes to one backend"),
         foreign={
+            "requestMirror": "write mirror: {backendRef: {name: NAME}}",
             "requestHeaderModifier": "write `requestHeaders`",
             "responseHeaderModifier": "write `responseHeaders`",
             "requestRedirect": "write `redirect` in the route",
@@ -153,7 +161,7 @@ FILTERS = Record(
             "add": "write requestHeaders: {add: {...}}",
             "remove": "write requestHeaders: {remove: [...]}",
         },
-        empty="write `requestHeaders`, `responseHeaders` or `urlRewrite`",
+        empty="write `requestHeaders`, `responseHeaders`, `urlRewrite` or `mirror`",
     ),
     Filters,
 )

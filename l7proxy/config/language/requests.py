@@ -1,17 +1,17 @@
-"""The keys of a route that are about each request: how many, and how often again.
+"""The keys of a route that are about each request: how many, how often again, and to whom else.
 
-The words of `retry` are those of HTTPRouteRetry (GEP-1731).
+The words are those of HTTPRouteRetry (GEP-1731) and HTTPRequestMirrorFilter (Gateway API).
 """
 
 from __future__ import annotations
 
 from l7proxy.config import values
-from l7proxy.config.language.common import duration
+from l7proxy.config.language.common import NAME, duration
 from l7proxy.config.nodes import Node
 from l7proxy.config.readers import Choice, Whole
 from l7proxy.config.schema import Fields, Key, ListOf, Made, Record, Table, arguments
 from l7proxy.config.walker import Walker
-from l7proxy.model import LimitBy, RateLimit, Retry
+from l7proxy.model import LimitBy, Mirror, RateLimit, Retry
 
 MAX_REQUESTS = 1_000_000
 MAX_HOURS = values.MAX_HOURS
@@ -111,4 +111,47 @@ RETRY = Record(
         empty="write `codes`, `attempts` or `backoff`",
     ),
     Retry,
+)
+
+
+def _named(name: str) -> str:
+    return name
+
+
+MIRROR = Record(
+    Table(
+        "`mirror`",
+        {
+            "backendRef": Key(
+                Record(
+                    Table(
+                        "a backendRef",
+                        {
+                            "name": Key(
+                                NAME,
+                                "The name of a backend.",
+                                required=True,
+                                hint="the name of a backend",
+                            ),
+                        },
+                        foreign={"weight": "write `percent` beside the backendRef"},
+                        short="name",
+                    ),
+                    _named,
+                ),
+                "The backend that gets copies. A text alone is its name.",
+                required=True,
+                hint="write backendRef: {name: NAME}",
+            ),
+            "percent": Key(
+                Whole(1, 100, "percent"),
+                "How many of the requests are copied.",
+                default="100",
+            ),
+        },
+        foreign={"fraction": "write `percent`", "backend": "write backendRef: {name: NAME}"},
+        short="backendRef",
+    ),
+    Mirror,
+    names={"backendRef": "backend"},
 )

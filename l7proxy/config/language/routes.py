@@ -164,9 +164,9 @@ SPLICE = Choice(
         " `request`",
         "connection": "after the first request the whole connection is the kernel's; later"
         " requests on it go the same way and are not looked at",
-        "request": "every request of a connection is parsed and routed by itself; what follows a"
-        " 101, or a 2xx to CONNECT, is the kernel's",
-        "upgrade": "the same, and nothing else is ever the kernel's",
+        "request": "every request of a connection is parsed and routed by itself; the kernel moves"
+        " long bodies whose length is known, and what follows a 101 or a 2xx to CONNECT",
+        "upgrade": "the same, but the kernel moves no bodies",
         "never": "user space moves the bytes; otherwise as `connection`",
     },
 )

@@ -10,7 +10,7 @@ from l7proxy.config.problems import quoted
 from l7proxy.config.walker import Walker
 from l7proxy.model import Splice
 
-_INNER = (("timeouts", "request"), ("filters", "responseHeaders"))
+_INNER = (("timeouts", "request"), ("filters", "responseHeaders"), ("filters", "mirror"))
 
 WHOLE = (Splice.CONNECTION, Splice.NEVER)
 """Ways to splice in which only the first request of a connection is looked at."""

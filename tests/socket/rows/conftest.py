@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 import pytest
-from peers import Backend
+from peers import Backend, refusing_port
 from proxy import Proxy, until
 
 POLICY = """\
@@ -46,12 +46,30 @@ routes:
     backendRefs: [{{name: one}}]
   - {{name: poor, matches: [{{path: /poor}}], retry: {{codes: [503], backoff: 1ms}}, backendRefs: [
       {{name: poor}}]}}
+  - name: copied
+    matches: [{{path: /copied}}]
+    filters: {{mirror: two, requestHeaders: {{set: {{X-New: "1"}}}}, urlRewrite: {{path: /in}}}}
+    backendRefs: [{{name: one}}]
+  - name: few
+    matches: [{{path: /few}}]
+    filters: {{mirror: {{backendRef: {{name: two}}, percent: 20}}}}
+    backendRefs: [{{name: one}}]
+  - name: void
+    matches: [{{path: /void}}]
+    filters: {{mirror: void}}
+    backendRefs: [{{name: one}}]
+  - name: told
+    matches: [{{path: /told}}]
+    filters: {{mirror: told}}
+    backendRefs: [{{name: one}}]
   - {{name: rest, backendRefs: [{{name: two}}]}}
 backends:
   one: {{endpoints: ["127.0.0.1:{one}"], retries: {{budget: 100}}, ejection: {{failures: 0}}}}
   two: {{endpoints: ["127.0.0.1:{two}"]}}
   both: {{endpoints: ["127.0.0.1:{one}", "127.0.0.1:{two}"], ejection: {{failures: 0}}, retries: {{
     budget: 100}}}}
+  void: {{endpoints: ["127.0.0.1:{void}"]}}
+  told: {{endpoints: ["127.0.0.1:{two}"], proxyProtocol: v1}}
   poor: {{endpoints: ["127.0.0.1:{one}"], retries: {{budget: 0}}}}
 """
 
@@ -68,7 +86,7 @@ class House:
 @pytest.fixture(scope="session")
 def house() -> Iterator[House]:
     one, two = Backend(), Backend()
-    with Proxy(POLICY.format(one=one.port, two=two.port), "copy") as proxy:
+    with Proxy(POLICY.format(one=one.port, two=two.port, void=refusing_port()), "copy") as proxy:
         yield House(proxy, one, two)
         proxy.stop()
     one.close()
@@ -86,10 +104,20 @@ def proxy(house: House) -> Iterator[Proxy]:
     house.proxy.check_log()
 
 
+def _settle(house: House) -> None:
+    """Nothing is under way: for copies of requests nobody waits, so they may come late."""
+
+    def under_way() -> int:
+        return sum(one["connections"] for one in house.proxy.stats()["backends"].values())
+
+    until(lambda: not under_way(), "requests and copies are over")
+
+
 @pytest.fixture
 def one(house: House) -> Iterator[Backend]:
     """A backend; its connections are closed after the test."""
     yield house.one
+    _settle(house)
     house.one.hang_up()
     house.one.finish()
 
@@ -98,5 +126,6 @@ def one(house: House) -> Iterator[Backend]:
 def two(house: House) -> Iterator[Backend]:
     """Another one."""
     yield house.two
+    _settle(house)
     house.two.hang_up()
     house.two.finish()
