@@ -1,4 +1,4 @@
-"""The head of the first request: bytes in, a `Head` or a `BadRequest` out; and out to the backend.
+"""The head of a request: bytes in, a `Head` or a `BadRequest` out; and out to the backend.
 
     recv -> HeadReader.feed -> gate (raw bytes) -> h11 -> gate (meaning) -> Head -> serialise
 
@@ -18,13 +18,6 @@ requests pass between the two ends untouched):
   an HTTP/1.0 client", means proxies between which and the client Keep-Alive could get out of
   step; a splice has one connection on each side and they end together.
 - Only the first request gets X-Forwarded-For and Via.
-
-Where every request has to be routed, the splice serves one request only: the head is sent with
-`Connection: close`, so that the backend ends the connection after its response and the client
-opens another one. RFC 9112 section 9.6: "A server that receives a "close" connection option MUST
-initiate closure of the connection [...] after it sends the final response to the request that
-contained the "close" connection option. [...] The server MUST NOT process any further requests
-received on that connection."
 
 Where every request is routed and answered by itself (`kept`), none of that holds: the connection
 to the backend is l7proxy's own and outlives the request. The head says HTTP/1.1 whatever the client
@@ -369,7 +362,6 @@ def serialise(
     forwarded: Fields,
     *,
     trusted: bool = False,
-    one_request: bool = False,
     kept: bool = False,
     rewriting: Rewriting | None = None,
 ) -> bytes:
@@ -378,8 +370,7 @@ def serialise(
     Host stands first (RFC 9110 section 7.2: "as the first field in the header section"), then the
     client's end-to-end fields in its order and spelling, then ours: `forwarded` is what stands for
     all of `forwarded.REWRITTEN` (see `ForwardedWriter`). Other `X-Forwarded-*` are passed on from
-    trusted proxies only. `one_request` and `kept`: see the top. `rewriting` is what the route
-    changes.
+    trusted proxies only. `kept`: see the top. `rewriting` is what the route changes.
     """
     not_copied = _NOT_COPIED if not kept else _NOT_KEPT[head.version]
     if head.options:
@@ -417,7 +408,7 @@ def serialise(
             lines.append(b"Content-Length: %d" % head.content_length)
     if persistent:
         pass
-    elif kept or one_request or not head.keep_alive:
+    elif kept or not head.keep_alive:
         options.append(b"close")
     elif head.version == "1.0":
         options.append(b"keep-alive")

@@ -16,7 +16,6 @@ def written(
     *,
     fields: ForwardedFields = SHORT,
     trusted: bool = False,
-    one_request: bool = False,
     rewriting: Rewriting | None = None,
 ) -> bytes:
     """The head on its way to a backend."""
@@ -24,4 +23,4 @@ def written(
     forwarded = ForwardedWriter(fields).fields(
         hop, head.headers, authority=head.authority, version=head.version
     )
-    return serialise(head, forwarded, trusted=trusted, one_request=one_request, rewriting=rewriting)
+    return serialise(head, forwarded, trusted=trusted, rewriting=rewriting)

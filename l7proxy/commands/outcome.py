@@ -15,6 +15,7 @@ from l7proxy.errors import BadRequest
 from l7proxy.forwarded import ForwardedWriter, Hop, came_to, client_address
 from l7proxy.head import Head, HeadReader, serialise
 from l7proxy.model import (
+    PER_REQUEST,
     Access,
     Address,
     Backend,
@@ -27,7 +28,6 @@ from l7proxy.model import (
     Redirect,
     Respond,
     Route,
-    Splice,
 )
 from l7proxy.routing.explain import Explanation, Share, explain
 from l7proxy.routing.ways import as_dict, ways
@@ -35,7 +35,6 @@ from l7proxy.routing.ways import as_dict, ways
 if TYPE_CHECKING:
     from l7proxy.commands.asking import Asked
 
-_ONE_REQUEST = (Splice.REQUEST, Splice.UPGRADE)
 _DENIED = {
     Protocol.HTTP: "403",
     Protocol.TLS: "the alert access_denied",
@@ -205,7 +204,7 @@ def _forward(
             head,
             fields,
             trusted=trusted,
-            one_request=splice.mode in _ONE_REQUEST,
+            kept=splice.mode in PER_REQUEST,
             rewriting=filters.rewrite(head, route, route.matches[found.match or 0]),
         ).decode("latin-1")
     return Outcome("forward", "", None, details)

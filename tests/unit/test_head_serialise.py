@@ -333,23 +333,6 @@ def test_what_is_usual_from_a_trusted_proxy_and_from_a_stranger() -> None:
 
 
 @pytest.mark.parametrize(
-    ("fields", "options"),
-    [
-        (b"", b"close"),
-        (b"Connection: keep-alive\r\n", b"close"),
-        (b"Connection: upgrade\r\nUpgrade: websocket\r\n", b"close, upgrade"),
-        (b"Connection: close\r\n", b"close"),
-    ],
-)
-@pytest.mark.parametrize("version", [b"1.0", b"1.1"])
-def test_one_request_for_each_connection(fields: bytes, options: bytes, version: bytes) -> None:
-    head = read(b"GET / HTTP/" + version + b"\r\nHost: a\r\n" + fields + b"\r\n")
-    if version == b"1.0":
-        options = b"close"
-    assert written(head, one_request=True).endswith(b"Connection: " + options + b"\r\n\r\n")
-
-
-@pytest.mark.parametrize(
     ("version", "fields", "wanted"),
     [
         (b"1.1", b"", b""),
