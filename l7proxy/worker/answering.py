@@ -143,6 +143,10 @@ class Answering:
         transfer = self._transfer
         return isinstance(transfer, KernelTransfer) and not transfer.keeps_reading
 
+    def look(self) -> bool:
+        """Account for what the kernel has moved; whether that was anything."""
+        return isinstance(self._transfer, KernelTransfer) and self._transfer.look()
+
     def close(self) -> None:
         """Nothing of the response goes on any more."""
         if isinstance(self._transfer, KernelTransfer):

@@ -114,6 +114,10 @@ class Asking:
         transfer = self._transfer
         return isinstance(transfer, KernelTransfer) and not transfer.keeps_reading
 
+    def look(self) -> bool:
+        """Account for what the kernel has moved; whether that was anything."""
+        return isinstance(self._transfer, KernelTransfer) and self._transfer.look()
+
     def close(self) -> None:
         """Nothing of the request goes on any more."""
         if isinstance(self._transfer, KernelTransfer):

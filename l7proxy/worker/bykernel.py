@@ -133,8 +133,13 @@ class KernelTransfer:
             self._mine += self._turn
         self._calm = self._calm + 1 if calm and self._turn < SMALL else 0
 
+    def look(self) -> bool:
+        """Take over what the kernel has redirected; whether that was anything."""
+        before = self._counted
+        self._count()
+        return self._counted != before
+
     def _count(self) -> None:
-        """Take over what the kernel has redirected."""
         redirected = self._splicer.redirected(self._index)
         moved = redirected - self._counted
         if moved:

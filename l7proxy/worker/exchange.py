@@ -221,6 +221,11 @@ class Exchange:
         """Whether the kernel moves a body now."""
         return self.asking.is_lent or self.answering.is_lent
 
+    def look(self) -> bool:
+        """Account for what the kernel has moved by now; whether that was anything."""
+        moved = self.asking.look()
+        return self.answering.look() or moved
+
     def watch(self, source: Wire, transfer: Transfer | KernelTransfer | None) -> None:
         """Watch a source for what its transfer needs to know."""
         by_kernel = isinstance(transfer, KernelTransfer) and not transfer.keeps_reading
@@ -433,6 +438,8 @@ class Exchange:
     def on_deadline(self) -> None:
         """Look whether it has taken too long; the deadline may be from before it began."""
         connection = self.connection
+        if self.look():
+            self._active = connection.worker.now  # or a little before: nobody saw it
         due = self._due()
         if not due:
             return

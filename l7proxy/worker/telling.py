@@ -100,6 +100,8 @@ def _moved(connection: Connection) -> tuple[int, int, int]:
     """Bytes to the backend and to the client, and how many of both the kernel has moved."""
     pair, requests = connection.pair, connection.requests
     if requests is not None:
+        if requests.exchange is not None:
+            requests.exchange.look()
         client = requests.client
         kernel = client.lent + client.given
         return client.taken + client.lent, client.written + client.given, kernel

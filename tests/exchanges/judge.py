@@ -145,7 +145,7 @@ def _compare(
         exchange = draw(target.seed, number, target.features, target.most).exchanges[
             exchange_number
         ]
-        most = tries if exchange.safe else 1
+        most = tries if exchange.repeatable else 1
         if len(states) > most:
             report.fail(number, f"exchange {exchange.name}.{attempt} came {states} to an origin")
     for number, outcome in outcomes.items():

@@ -134,6 +134,11 @@ class Exchange:
         return self.method in IDEMPOTENT and self.request.framing == "none" and not self.upgrade
 
     @property
+    def repeatable(self) -> bool:
+        """Whether it may come twice: it does the same then (RFC 9110 section 9.2.2)."""
+        return self.method in IDEMPOTENT
+
+    @property
     def request_may_be_cut(self) -> bool:
         """Whether the origin may see only a part of the request."""
         return bool(self.abort) or self.early >= 0 or self.expect in ("skip", "send")
