@@ -125,6 +125,7 @@ _KEYS = {
     "access.deny_sni": "deny.sni",
     "balance.hash_on": "balance.hash",
     "ejection.most": "ejection.max",
+    "filters.mirror.backend": "filters.mirror.backendRef",
     "health": "healthCheck",
     "query": "queryParams",
     "resolving": "resolve",

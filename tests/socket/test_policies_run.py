@@ -7,6 +7,7 @@ endpoint stands a server that says which backend group it belongs to.
 from __future__ import annotations
 
 import contextlib
+import http.client
 import re
 import socket
 import ssl
@@ -235,3 +236,31 @@ def test_the_database_learns_who_the_client_is() -> None:
             client.settimeout(PATIENCE)
             with pytest.raises(ConnectionResetError):
                 client.recv(1)
+
+
+def test_each_request_of_a_connection() -> None:
+    """What the sample says beside its promises, on one connection that is kept."""
+    with running("each-request.yaml") as run:
+        host, port = run.proxy.address("web")
+        connection = http.client.HTTPConnection(host, port, timeout=PATIENCE)
+        with contextlib.closing(connection):
+
+            def ask(method: str, path: str) -> http.client.HTTPResponse:
+                connection.request(method, path)
+                answer = connection.getresponse()
+                answer.read()
+                return answer
+
+            found = ask("GET", "/")
+            assert found.getheader("X-Content-Type-Options") == "nosniff"
+            assert ask("GET", "/api/reports/1").getheader("X-Content-Type-Options") is None
+            assert [ask("POST", "/login").status for _ in range(6)] == [200] * 5 + [429]
+            for _ in range(50):  # a burst; 0.9 ** 50 is half a percent, so there may be more
+                ask("GET", "/api/items")
+            refused = [ask("GET", "/api/items").status for _ in range(20)]
+        assert refused.count(429) >= 10  # some came back meanwhile
+        requests = run.proxy.stats()["requests"]
+        assert requests["mirrors_lost"] == 0
+        copies = sum(group == "api-next" for group, _ in run.groups.heads)
+        assert copies <= requests["mirrored"] <= 60
+        assert run.proxy.stats()["connections"]["accepted"] == 1

@@ -111,6 +111,10 @@ def test_values_of_the_model_as_json() -> None:
 @pytest.mark.parametrize(
     ("model", "key"),
     [
+        ("filters.mirror.backend", "filters.mirror.backendRef"),
+        ("filters.response_headers.set", "filters.responseHeaders.set"),
+        ("rate_limit.per", "rateLimit.per"),
+        ("timeouts.keep_alive", "timeouts.keepAlive"),
         ("backend_refs", "backendRefs"),
         ("filters.url_rewrite.path", "filters.urlRewrite.path"),
         ("access.allow_clients", "allow.clients"),

@@ -42,6 +42,7 @@ def test_there_are_samples_for_what_people_do() -> None:
         "blue-green.yaml",
         "maintenance.yaml",
         "mesh-egress.yaml",
+        "each-request.yaml",
     }
 
 
