@@ -11,6 +11,8 @@ The facts, and what follows:
   objects of them has to know whom they came from.
 - An end that expects no descriptors gives recvmsg(2) no room for them: the kernel then closes what
   was sent (unix(7), "MSG_CTRUNC"), so a child cannot fill the supervisor's table.
+- What no one here looks into comes as bytes behind the JSON (which has no line feed): to quote it
+  and to read it again would take longer than all the rest.
 - A packet has to fit in the socket's send buffer (net.core.wmem_default, 208 KiB usually), and what
   waits in it is charged to the sender. So messages are small, and what is large travels in a memfd
   that is sealed: it can be mapped and read by many children and changed by nobody. One that is sent
@@ -55,21 +57,22 @@ class ChannelBroken(L7ProxyError):
 class Received:
     """A message, and the descriptors that came with it; whoever takes it owns them.
 
-    `is_whole`: none of them is missing (see `Channel`).
+    `is_whole`: none of them is missing (see `Channel`). `payload`: of types that have one.
     """
 
     message: Any
     fds: list[int]
     is_whole: bool = True
+    payload: bytes = b""
 
 
 class Channel:
     """One end. `accepts` are the types (frozen dataclasses) of messages that it takes.
 
     Their fields may be `int`, `float`, `bool`, `str`, `X | None`, `tuple[X, ...]`, `dict[str, X]`
-    and dataclasses of these. `fds`: how many descriptors may come with a message. `may_lose`: one
-    that finds no room in this process's table is missing from what is received; else that is an end
-    of it all.
+    and dataclasses of these; a type with `has_payload` may come with bytes as well. `fds`: how many
+    descriptors may come with a message. `may_lose`: one that finds no room in this process's table
+    is missing from what is received; else that is an end of it all.
     """
 
     def __init__(
@@ -83,6 +86,7 @@ class Channel:
         sock.setblocking(False)
         self._sock = sock
         self._readers = {kind.__name__: _reader(kind) for kind in accepts}
+        self._laden = {kind.__name__ for kind in accepts if getattr(kind, "has_payload", False)}
         self._room = socket.CMSG_SPACE(fds * _WORD) if fds else 0
         self._may_lose = may_lose
         self._queue: deque[tuple[bytes, list[int]]] = deque()
@@ -98,7 +102,7 @@ class Channel:
 
     # ---- sending
 
-    def send(self, message: Any, fds: Sequence[int] = ()) -> None:
+    def send(self, message: Any, fds: Sequence[int] = (), payload: bytes = b"") -> None:
         """Send a message, or queue it. Of each descriptor the other end gets a duplicate.
 
         Raises ChannelClosed when nobody is there, and ChannelBroken when it has not read for so
@@ -106,6 +110,8 @@ class Channel:
         """
         packet = json.dumps([type(message).__name__, _plain(message)], separators=(",", ":"))
         data = packet.encode()
+        if payload:
+            data += b"\n" + payload
         if len(data) > MAX_MESSAGE or len(fds) > MAX_FDS:
             raise ValueError(f"a {type(message).__name__} of {len(data)} bytes, {len(fds)} fds")
         if not self._queue and self._write(data, fds):
@@ -171,15 +177,18 @@ class Channel:
                 lost = bool(flags & socket.MSG_CTRUNC)
                 if flags & socket.MSG_TRUNC or (lost and not self._may_lose):
                     raise ChannelBroken("a message that is larger than any there is")
-                message = self._read(data)
+                head, _, payload = data.partition(b"\n")
+                message = self._read(head, payload)
             except ChannelBroken:
                 _close_all(fds)
                 raise
-            yield Received(message, fds, not lost)
+            yield Received(message, fds, not lost, payload)
 
-    def _read(self, data: bytes) -> Any:
+    def _read(self, data: bytes, payload: bytes) -> Any:
         try:
             name, values = json.loads(data, parse_constant=_no_constant)
+            if payload and name not in self._laden:
+                raise ValueError("a payload")
             return self._readers[name](values)
         except (ValueError, TypeError, KeyError, RecursionError) as error:
             raise ChannelBroken(f"not a message: {data[:80]!r}") from error

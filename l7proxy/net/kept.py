@@ -9,9 +9,11 @@ from __future__ import annotations
 import os
 import socket
 import struct
-from collections.abc import Iterable, Iterator
+from array import array
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
+from l7proxy.net.channel import Received
 from l7proxy.net.messages import MOST_PAIRS
 
 RESET = struct.pack("ii", 1, 0)
@@ -19,7 +21,10 @@ RESET = struct.pack("ii", 1, 0)
 DELIVER = struct.pack("ii", 0, 0)
 """SO_LINGER: the last close is an end in order."""
 
-_LARGE = 24 * 1024  # characters of records in one message
+LARGE = 40 * 1024  # bytes of records in one message, before its last one
+
+Pairs = Sequence[tuple[int, "Kept"]]
+"""Pairs by the indices of their clients."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,7 +33,7 @@ class Kept:
 
     client: int
     backend: int
-    record: str
+    record: bytes
 
 
 def let_go(pair: Kept, linger: bytes) -> None:
@@ -46,17 +51,43 @@ def let_go(pair: Kept, linger: bytes) -> None:
                 pass
 
 
-def batches(
-    pairs: Iterable[tuple[int, Kept]],
-) -> Iterator[tuple[tuple[int, ...], tuple[Kept, ...]]]:
-    """Pairs by their indices, as many at a time as a message takes."""
+def batches(pairs: Iterable[tuple[int, Kept]]) -> Iterator[Pairs]:
+    """As many at a time as a message takes."""
     batch: list[tuple[int, Kept]] = []
     size = 0
     for index, one in pairs:
         batch.append((index, one))
         size += len(one.record)
-        if len(batch) == MOST_PAIRS or size > _LARGE:
-            yield tuple(index for index, _ in batch), tuple(one for _, one in batch)
+        if len(batch) == MOST_PAIRS or size > LARGE:
+            yield batch
             batch, size = [], 0
     if batch:
-        yield tuple(index for index, _ in batch), tuple(one for _, one in batch)
+        yield batch
+
+
+def load(places: Sequence[int], records: Iterable[bytes]) -> bytes:
+    """The payload of a message: index and size of each, one after the other, then the records."""
+    return array("I", places).tobytes() + b"".join(records)
+
+
+def laden(pairs: Pairs) -> tuple[list[int], bytes]:
+    """Descriptors and payload, as `take` takes them."""
+    fds = [fd for _, one in pairs for fd in (one.client, one.backend)]
+    places = [number for index, one in pairs for number in (index, len(one.record))]
+    return fds, load(places, [one.record for _, one in pairs])
+
+
+def take(received: Received) -> Pairs | None:
+    """The pairs of a message; None, and the descriptors are still its own, if they do not fit."""
+    fds, payload = received.fds, received.payload
+    at = 4 * len(fds)  # two numbers for two descriptors
+    if not received.is_whole or len(fds) % 2 or len(payload) < at:
+        return None
+    places = array("I", payload[:at])
+    found = []
+    for number in range(0, len(fds), 2):
+        index, size = places[number : number + 2]
+        record = payload[at : at + size]
+        found.append((index, Kept(fds[number], fds[number + 1], record)))
+        at += size
+    return found if at == len(payload) else None

@@ -26,6 +26,7 @@ About pairs that are in the kernel, which are to outlive their worker (`keeper`)
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 _NEWS = 24 * 1024
 """Bytes of a message about names, before its last name: with it, one has at most twice as many."""
@@ -214,14 +215,14 @@ class LogLevel:
 
 @dataclass(frozen=True, slots=True)
 class Spliced:
-    """Pairs that last, by the indices of their clients: keep a duplicate of both sockets.
+    """Pairs that last: keep a duplicate of both sockets.
 
-    The descriptors come along, client and backend of each pair. `records` are what another worker
-    needs to know of them (`worker.handover`); nobody else looks into these.
+    The descriptors come along, client and backend of each pair. The payload (`net.kept`) has the
+    index of each client, and a record: what another worker needs to know of it (`worker.handover`);
+    nobody else looks into that.
     """
 
-    pairs: tuple[int, ...]
-    records: tuple[str, ...]
+    has_payload: ClassVar = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -292,9 +293,8 @@ class Maps:
 class Entrusted:
     """Kept pairs, as in `Spliced`."""
 
+    has_payload: ClassVar = True
     slot: int
-    pairs: tuple[int, ...]
-    records: tuple[str, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -371,8 +371,8 @@ FROM_SUCCESSOR = (Ready, Taken)
 TO_GUARDIAN = (*FROM_PREDECESSOR, Withdrawn, Heir, Succeeded, Farewell)
 FROM_GUARDIAN = (Returned, Installed)
 
-MOST_PAIRS = 100
-"""Pairs in one message: each has two descriptors, and the kernel takes 253."""
+MOST_PAIRS = 125
+"""Pairs in one message: each has two descriptors, and the kernel takes 253 (`channel.MAX_FDS`)."""
 
 TO_WORKER = (
     *(Sockets, Prepare, Commit, Abandon, Retire, Resolved, Rotated, Stop),

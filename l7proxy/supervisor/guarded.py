@@ -30,7 +30,7 @@ from collections.abc import Callable, Iterator, Sequence
 
 from l7proxy.errors import StartupError
 from l7proxy.net.channel import Channel, ChannelBroken, ChannelClosed
-from l7proxy.net.kept import Kept, batches
+from l7proxy.net.kept import Kept, batches, laden
 from l7proxy.net.messages import (
     FROM_GUARDIAN,
     GUARDIAN,
@@ -175,8 +175,8 @@ class Guarded:
             return
         try:
             self._channel.flush()
-            for message, fds in self._news():
-                self._channel.send(message, fds)
+            for message, fds, payload in self._news():
+                self._channel.send(message, fds, payload)
                 if self._channel.waiting:
                     self._loop.add_writer(self._channel.fileno(), self._tell)
                     return
@@ -184,7 +184,7 @@ class Guarded:
             pass  # its end is told of by `_process`
         self._loop.remove_writer(self._channel.fileno())
 
-    def _news(self) -> Iterator[tuple[Withdrawn | Entrusted, list[int]]]:
+    def _news(self) -> Iterator[tuple[Withdrawn | Entrusted, list[int], bytes]]:
         """What it does not know yet; whoever takes one of them tells it."""
         while self._ended:
             (slot, resets), ended = next(iter(self._ended.items()))
@@ -193,15 +193,14 @@ class Guarded:
             if not ended:
                 del self._ended[slot, resets]
             self._owed.update((slot, index) for index in some)
-            yield Withdrawn(slot, some, resets), []
+            yield Withdrawn(slot, some, resets), [], b""
         for slot in {slot for slot, _ in self._fresh}:
             mine = [(index, kept) for (other, index), kept in self._fresh.items() if other == slot]
-            for pairs, kept in batches(mine):
-                for index in pairs:
+            for pairs in batches(mine):
+                for index, _ in pairs:
                     del self._fresh[slot, index]
                     self._there.add((slot, index))
-                fds = [fd for one in kept for fd in (one.client, one.backend)]
-                yield Entrusted(slot, pairs, tuple(one.record for one in kept)), fds
+                yield Entrusted(slot), *laden(pairs)
 
     # ---- what it says
 
@@ -245,13 +244,18 @@ class Guarded:
         """It was killed."""
         log.error("the guardian has gone: what is spliced ends with this process from now on")
         self.detach()
-        self.is_there = False
-        self._channel.close()
-        os.close(self._process)
+        self.close()
         for slot in {slot for slot, _ in self._awaited}:
             self.on_free(slot, tuple(index for other, index in self._awaited if other == slot))
         for left in (self._fresh, self._there, self._ended, self._owed, self._awaited):
             left.clear()
+
+    def close(self) -> None:
+        """There is none any more. Idempotent."""
+        if self.is_there:
+            self.is_there = False
+            self._channel.close()
+            os.close(self._process)
 
     # ---- another one in the place of this one
 
@@ -282,6 +286,7 @@ class Guarded:
                 self._channel.flush()
         except (ChannelClosed, OSError, ValueError):  # it has gone
             pass
+        self.close()
 
     def _say(self, message: object) -> None:
         if not self.is_there:

@@ -93,7 +93,7 @@ class _Line:
 
     def add(self, message: object) -> None:
         """Say this after all the rest."""
-        self.news.append(iter([(message, [])]))
+        self.news.append(iter([(message, [], b"")]))
 
     def say(self) -> None:
         """What is left to be said, as far as it is read. Raises ChannelClosed, ChannelBroken."""

@@ -8,12 +8,12 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 from l7proxy.net.channel import Received
-from l7proxy.net.kept import DELIVER, RESET, Kept, batches, let_go
+from l7proxy.net.kept import DELIVER, RESET, Kept, batches, laden, let_go, take
 from l7proxy.net.messages import Complete, Entrusted, Listening, Withdrawn
 
 log = logging.getLogger(__name__)
 
-Word = tuple[object, list[int]]
+Word = tuple[object, list[int], bytes]
 
 
 @dataclass(slots=True)
@@ -38,15 +38,15 @@ class Holdings:
 
     def keep(self, message: Entrusted, received: Received) -> None:
         """Pairs that came without all their descriptors are not kept."""
-        fds = received.fds
-        if not received.is_whole or len(fds) != 2 * len(message.pairs):
+        pairs = take(received)
+        if pairs is None:
             close_all([received])
             return
         mine = self.pairs.setdefault(message.slot, {})
-        for at, index in enumerate(message.pairs):
+        for index, pair in pairs:
             if index in mine:
                 let_go(mine[index], DELIVER)
-            mine[index] = Kept(fds[2 * at], fds[2 * at + 1], message.records[at])
+            mine[index] = pair
 
     def withdraw(self, message: Withdrawn) -> None:
         """Let go of these."""
@@ -64,16 +64,15 @@ class Holdings:
     def bequeath(self) -> Iterator[Word]:
         """All but the pairs, as a predecessor says it."""
         for one in self.words:
-            yield one.message, one.fds
-        yield Complete(), []
+            yield one.message, one.fds, b""
+        yield Complete(), [], b""
 
     def entrust(self) -> Iterator[Word]:
         """The pairs, likewise."""
         for slot, mine in self.pairs.items():
-            for pairs, kept in batches(mine.items()):
-                fds = [fd for one in kept for fd in (one.client, one.backend)]
-                yield Entrusted(slot, pairs, tuple(one.record for one in kept)), fds
-        yield Complete(), []
+            for pairs in batches(mine.items()):
+                yield Entrusted(slot), *laden(pairs)
+        yield Complete(), [], b""
 
     def close(self) -> None:
         """Let go of everything: a reset, for what nobody else has."""

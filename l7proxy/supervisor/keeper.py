@@ -24,8 +24,8 @@ import os
 from collections.abc import Iterator, Mapping, Sequence
 
 from l7proxy.net.channel import ChannelBroken, Received
-from l7proxy.net.kept import DELIVER, RESET, Kept, batches, let_go
-from l7proxy.net.messages import MOST_PAIRS, Adopted, Dropped, Ended, Spliced
+from l7proxy.net.kept import DELIVER, RESET, Kept, Pairs, batches, let_go, take
+from l7proxy.net.messages import Adopted, Dropped, Ended, Spliced
 from l7proxy.supervisor.guarded import Guarded
 from l7proxy.telemetry.log import event
 
@@ -54,7 +54,7 @@ class Keeper:
         """
         match received.message:
             case Spliced():
-                return self._keep(slot, received.message, received)
+                return self._keep(slot, received)
             case Ended():
                 return self._end(slot, received.message.pairs)
             case Adopted():
@@ -62,21 +62,19 @@ class Keeper:
                 return []
         return None
 
-    def _keep(self, slot: int, message: Spliced, received: Received) -> list[Dropped]:
-        fds, kept = received.fds, self._kept[slot]
-        count = len(message.pairs)
-        sane = len(message.records) == count <= MOST_PAIRS and all(
-            index % 2 == 0 and 0 <= index < 2 * self._pairs for index in message.pairs
+    def _keep(self, slot: int, received: Received) -> list[Dropped]:
+        kept, pairs = self._kept[slot], take(received)
+        sane = pairs is not None and all(
+            index % 2 == 0 and index < 2 * self._pairs for index, _ in pairs
         )
-        if not sane or len(fds) != 2 * count:
-            for fd in fds:
+        if pairs is None or not sane:
+            for fd in received.fds:
                 os.close(fd)
-            if not sane or received.is_whole:
+            if received.is_whole:
                 raise ChannelBroken("pairs that no worker has")
             return []
         room = self._most - self.total
-        for at, index in enumerate(message.pairs):
-            pair = Kept(fds[2 * at], fds[2 * at + 1], message.records[at])
+        for index, pair in pairs:
             if index in kept or room <= 0:
                 let_go(pair, RESET)  # as it is set already, while it lives
                 continue
@@ -132,7 +130,7 @@ class Keeper:
 
     # ---- from one l7proxy to another
 
-    def batches(self, slot: int) -> Iterator[tuple[tuple[int, ...], tuple[Kept, ...]]]:
+    def batches(self, slot: int) -> Iterator[Pairs]:
         """All pairs of a slot, as many at a time as a message takes."""
         return batches(self._kept[slot].items())
 

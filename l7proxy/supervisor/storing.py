@@ -55,7 +55,7 @@ def store(
         fds += [fd for one in kept.values() for fd in (one.client, one.backend)]
         described.append(
             [
-                [index, _cookie(one.client), _cookie(one.backend), one.record]
+                [index, _cookie(one.client), _cookie(one.backend), one.record.hex()]
                 for index, one in kept.items()
             ]
         )
@@ -113,7 +113,9 @@ def _take(
         for index, client, backend, record in pairs:
             ends = by_cookie.get(client), by_cookie.get(backend)  # type: ignore[call-overload]
             if ends[0] is not None and ends[1] is not None:
-                stored.append((slot, int(str(index)), Kept(ends[0], ends[1], str(record))))
+                stored.append(
+                    (slot, int(str(index)), Kept(ends[0], ends[1], bytes.fromhex(str(record))))
+                )
     heritage.pairs = int(str(state["pairs"]))
     splicers = []
     for slot in range(len(state["slots"])):

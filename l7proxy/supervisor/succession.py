@@ -32,7 +32,7 @@ from l7proxy.errors import StartupError
 from l7proxy.net import channel
 from l7proxy.net.activation import Activation
 from l7proxy.net.channel import MAX_FDS, Channel, ChannelBroken, ChannelClosed, Received
-from l7proxy.net.kept import Kept
+from l7proxy.net.kept import Kept, laden, take
 from l7proxy.net.listen import ListeningSocket
 from l7proxy.net.messages import (
     FROM_PREDECESSOR,
@@ -51,7 +51,7 @@ from l7proxy.worker import handover
 
 PATIENCE = 60.0  # seconds that either waits for the other's next word
 
-_LAYOUT = 1  # of the messages here
+_LAYOUT = 2  # of the messages here
 
 
 def layout() -> str:
@@ -126,11 +126,10 @@ class Heritage:
                 return 0
             for received in _messages(self.channel):
                 match received.message:
-                    case Entrusted(slot, pairs, records):
-                        total += len(pairs)
-                        for at, index in enumerate(pairs):
-                            pair = received.fds[2 * at : 2 * at + 2]
-                            keeper.entrust(slot, index, Kept(pair[0], pair[1], records[at]))
+                    case Entrusted(slot):
+                        for index, pair in take(received) or ():
+                            keeper.entrust(slot, index, pair)
+                            total += 1
                     case Complete():
                         self.channel.send(Taken(total))
                         return total
@@ -158,9 +157,8 @@ def bequeath(
 def entrust(end: Channel, keeper: Keeper, slots: int) -> Iterator[None]:
     """In the old one: send all pairs; pauses where the other end has to read first."""
     for slot in range(slots):
-        for pairs, kept in keeper.batches(slot):
-            fds = [fd for one in kept for fd in (one.client, one.backend)]
-            end.send(Entrusted(slot, pairs, tuple(one.record for one in kept)), fds)
+        for pairs in keeper.batches(slot):
+            end.send(Entrusted(slot), *laden(pairs))
             while end.waiting:
                 yield
                 end.flush()

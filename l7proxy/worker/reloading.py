@@ -107,18 +107,18 @@ class Reloading:
     def _watch(self, fd: int) -> None:
         self._worker.modify(fd, _WATCHED | (select.EPOLLOUT if self._channel.waiting else 0))
 
-    def _say(self, message: object, fds: Sequence[int] = ()) -> None:
+    def _say(self, message: object, fds: Sequence[int] = (), payload: bytes = b"") -> None:
         """Send a message, and see to it that one which has to wait is sent later."""
-        self._channel.send(message, fds)
+        self._channel.send(message, fds, payload)
         if self._channel.waiting:
             self._watch(self._channel.fileno())
 
-    def say(self, message: object, fds: Sequence[int] = ()) -> bool:
+    def say(self, message: object, fds: Sequence[int] = (), payload: bytes = b"") -> bool:
         """The same, with descriptors, unless others wait: False. Raises ChannelClosed."""
         if self._channel.waiting:
             return False
         try:
-            self._say(message, fds)
+            self._say(message, fds, payload)
         except ChannelBroken:  # no descriptor is left for its copies
             return False
         return True

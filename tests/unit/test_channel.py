@@ -8,7 +8,7 @@ import socket
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 
@@ -31,6 +31,12 @@ class Told:
     names: tuple[str, ...] = ()
     rows: dict[str, int] | None = None
     places: tuple[Place, ...] = ()
+
+
+@dataclass(frozen=True)
+class Laden:
+    has_payload: ClassVar = True
+    number: int
 
 
 @dataclass(frozen=True)
@@ -254,3 +260,19 @@ def test_the_last_words_of_one_that_has_not_read_all_are_heard() -> None:
     with pytest.raises(ChannelClosed):
         next(heard)
     here.close()
+
+
+def test_a_payload_comes_as_it_is_with_a_type_that_has_one() -> None:
+    ours, theirs = channel.pair()
+    here, there = Channel(ours, (Laden, Told)), Channel(theirs, ())
+    for payload in (b"", b"\n", bytes(range(256))):
+        there.send(Laden(7), (), payload)
+        (received,) = here.receive()
+        assert (received.message, received.payload) == (Laden(7), payload)
+    with pytest.raises(ValueError, match="a Laden of"):
+        there.send(Laden(7), (), bytes(channel.MAX_MESSAGE))
+    there.send(Told(1), (), b"more")
+    with pytest.raises(ChannelBroken):
+        next(here.receive())
+    here.close()
+    there.close()

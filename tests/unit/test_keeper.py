@@ -14,12 +14,13 @@ import pytest
 from l7proxy.model import Datapath, Protocol, Timeouts
 from l7proxy.net import dial
 from l7proxy.net.channel import ChannelBroken, Received
+from l7proxy.net.kept import load
 from l7proxy.net.messages import Adopted, Dropped, Ended, Spliced
 from l7proxy.net.sockdiag import SockDiag
 from l7proxy.net.tcpinfo import tcp_info
 from l7proxy.supervisor.keeper import TRIES, Keeper
 from l7proxy.telemetry.accesslog import Record
-from l7proxy.worker.handover import Handed, Unreadable, pack
+from l7proxy.worker.handover import VERSION, Handed, Unreadable, pack
 
 pytestmark = pytest.mark.net
 
@@ -37,7 +38,7 @@ def tcp() -> Iterator[tuple[socket.socket, socket.socket]]:
 
 def kept(keeper: Keeper, index: int, sockets: tuple[socket.socket, ...], slot: int = 0) -> None:
     fds = [os.dup(sock.fileno()) for sock in sockets]
-    assert keeper.hear(slot, Received(Spliced((index,), ("record",)), fds)) == []
+    assert keeper.hear(slot, Received(Spliced(), fds, payload=load([index, 6], [b"record"]))) == []
 
 
 def is_reset(sock: socket.socket, seconds: float = 0.0) -> bool:
@@ -94,22 +95,26 @@ def test_no_more_are_kept_than_there_is_room_for(tcp: tuple[socket.socket, socke
 
 
 @pytest.mark.parametrize(
-    ("message", "fds", "whole"),
+    ("payload", "fds"),
     [
-        (Spliced((1,), ("",)), 2, True),
-        (Spliced((16,), ("",)), 2, True),
-        (Spliced((-2,), ("",)), 2, True),
-        (Spliced((0, 2), ("",)), 4, True),
-        (Spliced((0,), ("",)), 1, True),
-        (Spliced((0,), ("",)), 3, True),
-        (Spliced(tuple(range(0, 1000, 2)), ("",) * 500), 2, False),
+        (load([1, 0], []), 2),
+        (load([16, 0], []), 2),
+        (load([(1 << 32) - 2, 0], []), 2),
+        (load([0, 0], []), 4),
+        (load([0, 0], []), 1),
+        (load([0, 0], []), 3),
+        (load([0, 0, 2, 0], []), 2),
+        (load([0, 1], []), 2),
+        (load([0, 0], [b"x"]), 2),
+        (b"", 2),
     ],
 )
-def test_what_no_worker_would_say_is_refused(message: Spliced, fds: int, whole: bool) -> None:
+def test_what_no_worker_would_say_is_refused(payload: bytes, fds: int) -> None:
     keeper = Keeper(1, pairs=8, most=10)
     given = [os.open(os.devnull, os.O_RDONLY) for _ in range(fds)]
     with pytest.raises(ChannelBroken):
-        keeper.hear(0, Received(message, list(given), whole))
+        keeper.hear(0, Received(Spliced(), list(given), payload=payload))
+    assert keeper.total == 0
     for fd in given:
         with pytest.raises(OSError):
             os.fstat(fd)
@@ -118,7 +123,7 @@ def test_what_no_worker_would_say_is_refused(message: Spliced, fds: int, whole: 
 def test_pairs_that_came_without_all_their_descriptors_are_not_kept() -> None:
     keeper = Keeper(1, pairs=8, most=10)
     fd = os.open(os.devnull, os.O_RDONLY)
-    assert keeper.hear(0, Received(Spliced((0,), ("",)), [fd], is_whole=False)) == []
+    assert keeper.hear(0, Received(Spliced(), [fd], False, load([0, 0], []))) == []
     assert keeper.total == 0
     with pytest.raises(OSError):
         os.fstat(fd)
@@ -127,7 +132,7 @@ def test_pairs_that_came_without_all_their_descriptors_are_not_kept() -> None:
 def test_what_is_no_socket_can_be_dropped_as_well() -> None:
     keeper = Keeper(1, pairs=8, most=10)
     fds = [os.open(os.devnull, os.O_RDONLY) for _ in range(2)]
-    keeper.hear(0, Received(Spliced((0,), ("",)), list(fds)))
+    keeper.hear(0, Received(Spliced(), list(fds), payload=load([0, 0], [])))
     keeper.drop(0)
     for fd in fds:
         with pytest.raises(OSError):
@@ -255,19 +260,29 @@ def test_a_record_has_a_bound() -> None:
     assert len(pack(connection(long))) < 2000
 
 
+def test_a_record_without_anything_and_one_with_a_name_that_is_no_text() -> None:
+    for was in (
+        Record(0.5, 0, "web", "c", protocol=Protocol.TCP),
+        Record(0.5, 0, "web", "\udcff", protocol=Protocol.TCP, query="", headers={}),
+    ):
+        assert Handed(pack(connection(was)), 0).record == was
+
+
 @pytest.mark.parametrize(
-    "text",
+    "data",
     [
-        "",
-        "0\n",
-        "3\n" + pack(connection(RECORD)).partition("\n")[2],
-        pack(connection(RECORD)) + "\nmore",
-        pack(connection(RECORD)).rpartition("\n")[0],
-        pack(connection(RECORD)).replace("6400000000000000", "64", 1),
-        pack(connection(RECORD)).replace("6400000000000000", "6400000000000zzz", 1),
-        pack(connection(RECORD)).replace("TLS", "QUIC"),
+        b"",
+        b"0",
+        VERSION.encode(),
+        b"1" + pack(connection(RECORD))[1:],
+        pack(connection(RECORD)) + b"\nmore",
+        pack(connection(RECORD)).rpartition(b"\n")[0],
+        pack(connection(RECORD)).replace(b"d" + bytes(7), b"d", 1),
+        pack(connection(RECORD)).replace("\xe9".encode(), b"\xe9"),
+        pack(connection(RECORD)).replace(b"TLS", b"QUIC"),
+        pack(connection(RECORD)).replace(b"101", b"a01"),
     ],
 )
-def test_what_is_not_understood_is_not_guessed(text: str) -> None:
+def test_what_is_not_understood_is_not_guessed(data: bytes) -> None:
     with pytest.raises(Unreadable):
-        Handed(text, 0)
+        Handed(data, 0)
