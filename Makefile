@@ -38,7 +38,7 @@ coverage: tools ## fails if the unit tests leave out a branch of the routing cor
 		tests/unit/test_chunked.py tests/unit/test_response.py
 	$(PY) -m coverage report
 
-survive: tools ## 5,000 spliced connections through killed workers, an upgrade and 20 reloads (as root; a minute or two)
+survive: tools ## 5,000 spliced connections through killed workers and supervisors, an upgrade and 20 reloads (as root; a minute or two)
 	L7PROXY_SURVIVORS=5000 $(PY) -m pytest -q -p no:cacheprovider tests/kernel/test_survival.py
 
 exchanges: tools ## 10,000 random HTTP exchanges on each datapath, each against its model (as root; minutes)
@@ -47,8 +47,9 @@ exchanges: tools ## 10,000 random HTTP exchanges on each datapath, each against 
 soak: tools ## ten minutes of mixed traffic, killed workers, lost endpoints, reloads and upgrades (as root)
 	$(PY) -m pytest -q -s -p no:cacheprovider tests/soak/mixed.py
 
-bench: tools ## what a routing decision costs, by the number of routes
+bench: tools ## what a routing decision costs, by the number of routes; as root, what it costs to hand a pair over
 	$(PY) -m tests.bench.routing
+	@if [ "$$(id -u)" = 0 ]; then $(PY) -m tests.bench.handover; fi
 
 COMPOSE ?= $(shell docker compose version >/dev/null 2>&1 && echo docker compose || echo docker-compose)
 loadtest: ## l7proxy against a direct connection, HAProxy, nginx and Envoy, in containers (takes hours, see ARGS)

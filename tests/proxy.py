@@ -320,6 +320,14 @@ def state_of(pid: int) -> str:
         return ""
 
 
+def supervisor(proxy: Proxy) -> int:
+    """Process id of the one supervisor below a guardian."""
+    below = proxy.process.pid
+    until(lambda: len([pid for pid in children(below) if alive(pid)]) == 1, "there is one", START)
+    (pid,) = (pid for pid in children(below) if alive(pid))
+    return pid
+
+
 def alive(pid: int) -> bool:
     """Whether there is such a process, and it is not dead already."""
     return state_of(pid) not in ("", "Z", "X")

@@ -16,7 +16,7 @@ from collections.abc import Iterator
 
 import pytest
 from peers import PATIENCE, Peer, connect, digest, stream
-from proxy import Proxy, alive, children, descriptors, state_of, until
+from proxy import Proxy, alive, children, descriptors, state_of, supervisor, until
 
 from .test_survival import Crowd, echoing
 from .test_worker_death import MIB, House, opened
@@ -39,12 +39,6 @@ GUARDIAN = ["--guardian"]
 UNSHARE = ("unshare", "--pid", "--fork", "--mount-proc", "--kill-child")
 # its /proc is private anyway; below a chroot, the root is no mount that can be made so
 UNSHARE += ("--propagation", "unchanged")
-
-
-def supervisor(proxy: Proxy) -> int:
-    """The one child that the guardian has."""
-    (pid,) = children(proxy.process.pid)
-    return pid
 
 
 def guarded(proxy: Proxy, pairs: int) -> None:

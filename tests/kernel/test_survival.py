@@ -1,5 +1,5 @@
 """Many spliced connections with traffic that never pauses: workers are killed, l7proxy itself is
-replaced by another one, and its policy again and again.
+replaced by another one, its supervisor is killed, and its policy changes again and again.
 
 Every byte is checked where it comes back. `make survive` does it with 5,000 connections: each takes
 two descriptors of whoever holds it.
@@ -22,7 +22,7 @@ from pathlib import Path
 
 import pytest
 from peers import stretch
-from proxy import Proxy, until
+from proxy import Proxy, alive, children, supervisor, until
 
 pytestmark = [pytest.mark.kernel, pytest.mark.net, pytest.mark.slow]
 
@@ -144,12 +144,20 @@ class Crowd:
 
 def upgrade(proxy: Proxy) -> None:
     """A new l7proxy takes over all of it, and the old one is gone."""
-    admins = proxy.log().count(" admin address=")
+    admins, old = proxy.log().count(" admin address="), supervisor(proxy)
     done = proxy.upgrade()
     assert done.returncode == 0, done.stderr
     assert f"{CONNECTIONS} spliced connections" in done.stdout
-    assert proxy.process.wait(PATIENCE) == 0
+    until(lambda: not alive(old), "the old one is gone", PATIENCE)
     until(lambda: proxy.log().count(" admin address=") > admins, "it answers", PATIENCE)
+
+
+def kill(proxy: Proxy) -> None:
+    """The supervisor dies, and another one takes over all of it."""
+    admins = proxy.log().count(" admin address=")
+    until(lambda: proxy.stats()["kept"]["guarded"] == CONNECTIONS, "all are guarded", PATIENCE)
+    os.kill(supervisor(proxy), signal.SIGKILL)
+    until(lambda: proxy.log().count(" admin address=") > admins, "the next one answers", PATIENCE)
 
 
 @contextlib.contextmanager
@@ -175,7 +183,7 @@ def test_not_one_connection_is_lost_and_not_one_byte_wrong(server: int) -> None:
     hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
     resource.setrlimit(resource.RLIMIT_NOFILE, (min(hard, FILES), hard))
     policy = POLICY.format(port=server, generation=0)
-    with Proxy(policy, "sockmap", workers=WORKERS) as proxy:
+    with Proxy(policy, "sockmap", workers=WORKERS, more=["--guardian"]) as proxy:
         crowd = Crowd(proxy.address("raw"), CONNECTIONS)
         try:
             until(lambda: proxy.stats()["kept"]["pairs"] == CONNECTIONS, "all are kept", PATIENCE)
@@ -184,7 +192,7 @@ def test_not_one_connection_is_lost_and_not_one_byte_wrong(server: int) -> None:
                 if generation <= WORKERS:
                     adopted = proxy.stats()["kept"]["adopted"]
                     adoptions = proxy.log().count("pairs adopted")
-                    os.kill(proxy.workers[0], signal.SIGKILL)  # the oldest one comes first
+                    os.kill(children(supervisor(proxy))[0], signal.SIGKILL)  # the oldest one
                     until(
                         lambda n=adoptions: proxy.log().count("pairs adopted") > n,
                         "the next worker has them",
@@ -193,12 +201,15 @@ def test_not_one_connection_is_lost_and_not_one_byte_wrong(server: int) -> None:
                     assert proxy.stats()["kept"]["adopted"] > adopted
                 if generation == WORKERS + 1:
                     upgrade(proxy)
+                if generation in (WORKERS + 2, WORKERS + 5):
+                    kill(proxy)
                 proxy.reload(POLICY.format(port=server, generation=generation))
                 crowd.go_on()
             stats = proxy.stats()
             assert stats["pairs"]["spliced"] == CONNECTIONS
             assert stats["connections"]["active"] == CONNECTIONS
-            assert stats["kept"] == {"pairs": CONNECTIONS, "adopted": CONNECTIONS}
+            kept = dict.fromkeys(("pairs", "adopted", "guarded"), CONNECTIONS)
+            assert stats["kept"] == kept
             assert not crowd.failures
         finally:
             crowd.close()
@@ -210,8 +221,8 @@ def test_not_one_connection_is_lost_and_not_one_byte_wrong(server: int) -> None:
         assert len(records) == len(proxy.records()) == CONNECTIONS
         sizes = sorted(one["bytes_in"] for one in records.values())
         assert sizes == sorted(one.sent for one in crowd.talkers)
-        os.kill(proxy.stats()["pid"], signal.SIGTERM)
-        until(lambda: not proxy.admin.exists(), "it stops", PATIENCE)
+        proxy.signal(signal.SIGTERM)
+        assert proxy.wait(PATIENCE) == 0
 
 
 if __name__ == "__main__":
