@@ -140,8 +140,9 @@ def opened(splicer: Splicer, source: Single, sink: Single) -> int:
         assert time.monotonic() < deadline
         source.look()
         source.surplus = b""
+        first = splicer.redirected(source.index) + source.taken  # before any is redirected to it
         if splicer.direct(source.index, sink.index, source.taken, None):
-            return splicer.redirected(source.index) + source.taken
+            return first
         splicer.halt(source.index)
 
 
