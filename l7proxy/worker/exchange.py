@@ -27,6 +27,7 @@ from l7proxy.datapath.relay import SinkBroken
 from l7proxy.errors import BadRequest, BadResponse, Reason
 from l7proxy.head import Head
 from l7proxy.model import Datapath, Forward, Side, Splice
+from l7proxy.net.tcpinfo import tcp_info
 from l7proxy.response import Response, serialise_response
 from l7proxy.session import Event, State
 from l7proxy.telemetry.counters import Counter
@@ -170,17 +171,19 @@ class Exchange:
     def note(self, pace: Pace) -> None:
         """One of the two ways has moved, or cannot."""
         connection = self.connection
-        self._active = connection.worker.now
         if pace is Pace.TURN:
             connection.look_again(0.0)
         if pace is Pace.SOON:
+            if not self._looks:
+                connection.expect_progress()
             self._looks += 1
             connection.look_again(0.0 if self._looks <= LOOKS_AT_ONCE else LOOK_LATER)
         else:
             self._looks = 0
-        begins = self._requests.client.note_stuck(self._active)
+            self._active = connection.worker.now
+        begins = self._requests.client.note_stuck(connection.worker.now)
         if self.backend is not None:
-            begins |= self.backend.note_stuck(self._active)
+            begins |= self.backend.note_stuck(connection.worker.now)
         if begins:
             connection.expect_progress()
 
@@ -364,7 +367,10 @@ class Exchange:
         self.account()
         place = connection.dialing.place
         connection.release_backend(answered=True)
-        is_exact = is_sent and not (answering.spoilt or backend.more or backend.ended)
+        is_exact = is_sent and not (answering.spoilt or backend.ended)
+        if is_exact and backend.more:  # the last bytes filled the buffer, so there may be others
+            is_exact = backend.is_quiet
+            backend.more = not is_exact
         if is_exact and response.keep_alive and self.pools and place is not None:
             connection.keep_backend(place, backend)
         else:
@@ -427,13 +433,31 @@ class Exchange:
             for wire in (self._requests.client, self.backend)
             if wire is not None and wire.stuck_since is not None
         ]
+        if self._looks:  # inside the kernel something waits for a receiver
+            stuck.append(self._moved_last())
         if timeouts.overflow and stuck:
             due.append((min(stuck) + timeouts.overflow, Reason.STALLED))
         elif timeouts.idle:
+            if self._active + timeouts.idle <= self.connection.worker.now:
+                self._active = self._moved_last()
             due.append((self._active + timeouts.idle, Reason.IDLE_TIMEOUT))
         if route.request:
             due.append((self._began + route.request, Reason.REQUEST_TIMEOUT))
         return due
+
+    def _moved_last(self) -> float:
+        """When a byte has moved last, as far as is known; TCP knows what the kernel has moved."""
+        found = self._active
+        for wire in (self._requests.client, self.backend):
+            if wire is None:
+                continue
+            try:
+                info = tcp_info(wire.sock)
+            except OSError:  # broken, which epoll tells; or no TCP, and then user space moves all
+                continue
+            ago = min(info.last_data_sent, info.last_data_recv) / 1000
+            found = max(found, self.connection.worker.now - ago)
+        return found
 
     def on_deadline(self) -> None:
         """Look whether it has taken too long; the deadline may be from before it began."""

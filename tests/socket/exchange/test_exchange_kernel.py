@@ -120,6 +120,27 @@ def test_what_follows_a_body_is_the_next_message(proxy: Proxy, one: Backend, siz
     one.hang_up()
 
 
+def test_a_body_that_flows_is_not_idle(kernel: Proxy, one: Backend) -> None:
+    """The kernel moves it, for longer than the timeout, and user space hears of nothing."""
+    size = 5_000_000
+
+    def script(peer: Peer) -> None:
+        read_head(peer)
+        peer.send(head_of(size))
+        for part in pieces(2, size, 20_000):
+            peer.send(part)
+            time.sleep(0.02)
+        peer.rest()
+
+    one.play(script)
+    with connect(kernel.address("restless")) as client:
+        client.send(get(b"/one"))
+        assert read_head(client).status == 200
+        assert client.digest_of(size) == digest(2, size)
+        port = client.port
+    assert record(kernel, port, b"/one", reason="done")["total_ms"] > 4000
+
+
 def test_a_reader_that_stops_and_goes_on(kernel: Proxy, one: Backend) -> None:
     size = 20_000_000
     serve(one, lambda *_: head_of(size) + _whole(size))
