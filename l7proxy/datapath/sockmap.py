@@ -271,8 +271,9 @@ class Splicer(VerdictMaps):
         True: the kernel has the direction. An event tells when it has passed something, because
         the sink has no room or something else is behind the `count` bytes in the same skb; or when
         the last of them was redirected. What follows them is passed without another event: `halt`,
-        and look. False: more than `taken` was passed before; read it, write what of it belongs to
-        the `count` bytes, then `resume` or `halt`.
+        and look. False: more than `taken` is passed by now, perhaps behind bytes that were
+        redirected; read it, write what of it belongs to the `count` bytes as after an event, then
+        `resume` or `halt`.
 
         Raises ValueError: the direction or the sink is in use, or it isn't a single socket.
         """
