@@ -203,6 +203,7 @@ def connection(number: int, age: float) -> Any:
         began=100.0 - age,
         worker=SimpleNamespace(clock=lambda: 100.0),
         session=SimpleNamespace(state=State.SPLICED, flows=[Flow.KERNEL, Flow.OVERFLOW]),
+        requests=None,
         pair=SimpleNamespace(moved=lambda: (number, 1, 0, 0), idle_since=lambda now: now - 1.0),
         record=SimpleNamespace(
             listener="web", route="", backend="", endpoint="", client=f"[::1]:{number}"
