@@ -44,7 +44,7 @@ class FakeConnection:
     def end(self, side: Side) -> socket.socket:
         return self.client if side is Side.CLIENT else self.backend
 
-    def watch(self, _sock: socket.socket, _mask: int) -> None:
+    def watch(self, _sock: socket.socket, _mask: int, *, anew: bool = False) -> None:
         pass
 
     def look_again(self, _delay: float) -> None:
