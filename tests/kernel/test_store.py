@@ -9,7 +9,7 @@ import os
 import signal
 import socket
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import activating
@@ -84,7 +84,7 @@ def store(tmp_path: Path) -> Iterator[Store]:
 
 
 @contextlib.contextmanager
-def life(store: Store, policy: str) -> Iterator[Proxy]:
+def life(store: Store, policy: str, more: Sequence[str] = ()) -> Iterator[Proxy]:
     """An l7proxy that gets what is in the store."""
     names, fds = [name for name, _ in store.kept], [fd for _, fd in store.kept]
     proxy = Proxy(
@@ -93,7 +93,7 @@ def life(store: Store, policy: str) -> Iterator[Proxy]:
         entry=activating.ENTRY,
         environment=activating.environment(names, fds, NOTIFY_SOCKET=str(store.path)),
         fds=fds,
-        more=["--keep-in-store"],
+        more=["--keep-in-store", *more],
     )
     with proxy:
         yield proxy
@@ -116,9 +116,12 @@ def server() -> Iterator[socket.socket]:
         yield listener
 
 
-def test_connections_live_through_a_restart(store: Store, server: socket.socket) -> None:
+@pytest.mark.parametrize("more", [(), ("--guardian",)], ids=["bare", "guardian"])
+def test_connections_live_through_a_restart(
+    store: Store, server: socket.socket, more: tuple[str, ...]
+) -> None:
     policy = POLICY.format(raw=free_port(), app=server.getsockname()[1])
-    with life(store, policy) as first:
+    with life(store, policy, more) as first:
         pairs = [pair(first, server) for _ in range(5)]
         until(lambda: first.stats()["kept"]["pairs"] == 5, "they are kept")
         first.signal(signal.SIGTERM)
@@ -128,7 +131,7 @@ def test_connections_live_through_a_restart(store: Store, server: socket.socket)
     for client, backend in pairs:
         client.send(b"nobody there")
         assert backend.read(12) == b"nobody there"
-    with life(store, policy) as second:
+    with life(store, policy, more) as second:
         until(lambda: second.stats()["kept"]["adopted"] == 5, "they are adopted")
         until(lambda: not store.kept, "the store is empty again")
         waiting.send(b"still in the queue")
