@@ -29,8 +29,9 @@ import pytest
 DATAPATHS = (pytest.param("sockmap", marks=pytest.mark.kernel), "splice2", "copy")
 """For `pytest.mark.parametrize("datapath", DATAPATHS)`: all of them, sockmap where it is."""
 
-START = 60.0  # seconds; two cores may be busy with other things
-PATIENCE = 30.0  # seconds that anything else may take: machines stand still now and then
+SLOWNESS = float(os.environ.get("L7PROXY_SLOWNESS", "1"))  # an emulated machine's is more than 1
+START = 60.0 * SLOWNESS  # seconds; two cores may be busy with other things
+PATIENCE = 30.0 * SLOWNESS  # seconds that anything else may take: machines stand still now and then
 
 ALARM = re.compile(r"Traceback|internal error|crashed|Exception", re.IGNORECASE)
 """What the operational log of a healthy proxy never says."""

@@ -13,7 +13,7 @@ import time
 import pytest
 from proxy import PATIENCE, Proxy, until
 
-pytestmark = [pytest.mark.kernel, pytest.mark.net]
+pytestmark = [pytest.mark.kernel, pytest.mark.net, pytest.mark.slow]
 
 SO_MAX_PACING_RATE = 47  # asm-generic/socket.h
 RATE = 60_000_000  # bytes a second

@@ -24,7 +24,7 @@ import pytest
 from peers import stretch
 from proxy import Proxy, alive, children, supervisor, until
 
-pytestmark = [pytest.mark.kernel, pytest.mark.net, pytest.mark.slow]
+pytestmark = [pytest.mark.kernel, pytest.mark.net, pytest.mark.slow, pytest.mark.matrix]
 
 CONNECTIONS = int(os.environ.get("L7PROXY_SURVIVORS", "300"))
 RELOADS = 20 if CONNECTIONS > 1000 else 4

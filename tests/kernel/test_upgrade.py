@@ -15,7 +15,7 @@ from scrapes import Scrape
 
 from .test_worker_death import House, opened
 
-pytestmark = [pytest.mark.kernel, pytest.mark.net, pytest.mark.slow]
+pytestmark = [pytest.mark.kernel, pytest.mark.net, pytest.mark.slow, pytest.mark.matrix]
 
 START = 120.0
 

@@ -20,6 +20,7 @@ class Outcome:
     selftest: dict[str, Any] = field(default_factory=dict)
     tests: dict[str, dict[str, Any]] = field(default_factory=dict)
     pytest_exit: int | None = None
+    interception_exit: int | None = None
     demo: dict[str, Any] = field(default_factory=dict)
     complaints: dict[str, str] = field(default_factory=dict)
     doing: str = "its boot"
@@ -54,6 +55,8 @@ class Outcome:
                     self.tests[test] = told
             case {"pytest_exit": code}:
                 self.pytest_exit = code
+            case {"interception_exit": code}:
+                self.interception_exit = code
             case {"demo": demo}:
                 self.demo = demo
             case {"end": True}:
@@ -83,8 +86,13 @@ class Outcome:
 
     @property
     def good(self) -> bool:
-        """Spliced and all passed, or refused and relayed; and nothing in the kernel's log."""
+        """Spliced and all passed, or refused and relayed; and nothing in the kernel's log.
+
+        What is intercepted passes either way.
+        """
         if not self.ended or self.complaints or self.demo.get("exit") != 0:
+            return False
+        if self.interception_exit != 0:
             return False
         datapath = self.demo["datapath"].removeprefix("datapath ")
         if self.proven:
@@ -103,6 +111,7 @@ class Outcome:
         parts = (
             f"{self.kernel or 'did not boot'} ({self.version}): {state}",
             ", ".join(f"{counts[name]} {name}" for name in ("passed", *shown)),
+            f"interception {'ok' if self.interception_exit == 0 else 'FAILED'}",
             f"demo {'exact' if self.demo.get('exit') == 0 else 'FAILED'}",
             f"{len(self.complaints)} kernel complaints",
             f"{self.seconds:.0f} s",

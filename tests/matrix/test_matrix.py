@@ -18,7 +18,8 @@ PROVEN = {"selftest": {"ok": True, "checks": CHECKS}}
 PASSED = {"test": "test_a", "outcome": "passed", "why": ""}
 SPLICED = {"demo": {"exit": 0, "datapath": "datapath sockmap: it moves the bytes", "tail": ""}}
 RELAYED = {"demo": {"exit": 0, "datapath": "datapath splice2: because", "tail": ""}}
-GREEN = [BOOT, PROGRAMS, PROVEN, PASSED, {"pytest_exit": 0}, SPLICED, {"end": True}]
+INTERCEPTED = {"interception_exit": 0}
+GREEN = [BOOT, PROGRAMS, PROVEN, PASSED, {"pytest_exit": 0}, INTERCEPTED, SPLICED, {"end": True}]
 
 
 def heard(*told: object) -> report.Outcome:
@@ -36,14 +37,18 @@ def test_everything_passed() -> None:
     outcome = heard(*GREEN)
     assert outcome.good
     assert "ok" in outcome.line()
-    assert "sockmap by program verdict_probe; 1 passed; demo exact" in outcome.line()
+    assert "sockmap by program verdict_probe; 1 passed; interception ok; " in outcome.line()
+    assert "; demo exact; " in outcome.line()
 
 
 def test_a_kernel_that_is_refused_with_a_reason_and_relays_is_good() -> None:
     refusal = {"selftest": {"ok": False, "checks": REFUSED}}
-    outcome = heard(BOOT, PROGRAMS, refusal, {"pytest_exit": 1}, RELAYED, {"end": True})
+    told = [BOOT, PROGRAMS, refusal, {"pytest_exit": 1}, INTERCEPTED, RELAYED, {"end": True}]
+    outcome = heard(*told)
     assert outcome.good
     assert "refused: bound: 12 MB wait" in outcome.line()
+    told[4] = {"interception_exit": 1}
+    assert not heard(*told).good
 
 
 @pytest.mark.parametrize(
@@ -53,6 +58,8 @@ def test_a_kernel_that_is_refused_with_a_reason_and_relays_is_good() -> None:
         (changed({"pytest_exit": 0}, {"pytest_exit": 1}), "6.1"),
         (changed({"pytest_exit": 0}, {"pytest_exit": None}), "6.1"),
         (changed(PASSED), "0 passed"),
+        (changed(INTERCEPTED, {"interception_exit": 1}), "interception FAILED"),
+        (changed(INTERCEPTED), "interception FAILED"),
         (changed(SPLICED, RELAYED), "demo: datapath splice2"),
         (changed(SPLICED, {"demo": SPLICED["demo"] | {"exit": 1, "tail": "lost"}}), "1: lost"),
         (changed(PROVEN, {"selftest": {"ok": False, "checks": REFUSED}}), "FAILED: 12 MB wait"),
