@@ -23,6 +23,7 @@ from __future__ import annotations
 
 import select
 
+from l7proxy.datapath.relay import SinkBroken
 from l7proxy.datapath.sockmap import URGENT, Splicer
 from l7proxy.errors import L7ProxyError, Reason
 from l7proxy.net.tcpinfo import tcp_info
@@ -34,6 +35,8 @@ BULK = 64 * 1024  # bytes; who has moved more of a body keeps it until it is cal
 SMALL = 16 * 1024  # bytes; a turn that moves less, and finds room for it, is a calm one
 CALM = 8  # calm turns in a row
 TURN = 8  # buffers that are moved before others have their turn
+
+TCP_CLOSE = 7  # include/net/tcp_states.h
 
 QUIET = select.EPOLLOUT | select.EPOLLRDHUP | select.EPOLLET
 """What the source is watched for while the kernel has the direction."""
@@ -150,9 +153,11 @@ class KernelTransfer:
             self._unsettled = True
 
     def _settled(self) -> bool:
-        """Whether every redirected byte is in the sink's write queue."""
+        """Whether every redirected byte is in the sink's write queue. Raises SinkBroken."""
         if self._unsettled and self._sink.is_settled:
             self._unsettled = False
+        elif self._unsettled and tcp_info(self._sink.sock).state == TCP_CLOSE:
+            raise SinkBroken("what was on its way to it is gone with it")
         return not self._unsettled
 
     def _give_back(self) -> bool:
