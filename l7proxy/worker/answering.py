@@ -15,7 +15,7 @@ from l7proxy.errors import BadResponse, Reason
 from l7proxy.model import Limits, Side
 from l7proxy.response import Response, ResponseReader, framing, serialise_response
 from l7proxy.session import Event
-from l7proxy.worker.bykernel import Fault, KernelTransfer
+from l7proxy.worker.bykernel import Fault, KernelTransfer, best_way
 from l7proxy.worker.transfer import Body, Chunks, Cut, Pace, Sized, Transfer, UntilEnd
 from l7proxy.worker.wire import Wire
 
@@ -101,7 +101,7 @@ class Answering:
             if transfer is not None:
                 pace = transfer.pump()
                 if pace is Pace.READ and isinstance(transfer, Transfer):
-                    self._transfer = exchange.best_way(transfer)
+                    self._transfer = best_way(exchange, transfer)
                     if self._transfer is not transfer:
                         pace = self._transfer.pump()
             else:
@@ -213,7 +213,7 @@ class Answering:
         if self.done:
             exchange.check_over()
         elif isinstance(self._transfer, Transfer):
-            self._transfer = exchange.best_way(self._transfer)
+            self._transfer = best_way(exchange, self._transfer)
             if not isinstance(self._transfer, Transfer):
                 self.go()
 

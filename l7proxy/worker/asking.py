@@ -15,7 +15,7 @@ from l7proxy.errors import BadRequest, Reason
 from l7proxy.head import Head
 from l7proxy.model import Limits, Side
 from l7proxy.session import Event
-from l7proxy.worker.bykernel import Fault, KernelTransfer
+from l7proxy.worker.bykernel import Fault, KernelTransfer, best_way
 from l7proxy.worker.copying import IDEMPOTENT, REPLAY, copy_of, copying
 from l7proxy.worker.requests import Requests
 from l7proxy.worker.transfer import Body, Chunks, Cut, Pace, Sized, Transfer
@@ -103,7 +103,7 @@ class Asking:
         self.go()
 
     def _choose_way(self, transfer: Transfer) -> Transfer | KernelTransfer:
-        better = self._transfer = self._exchange.best_way(transfer)
+        better = self._transfer = best_way(self._exchange, transfer)
         if better is not transfer:
             self.replay = None  # nobody knows how much the kernel has taken by now
         return better

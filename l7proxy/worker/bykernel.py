@@ -22,13 +22,18 @@ segment would wake the worker.
 from __future__ import annotations
 
 import select
+from typing import TYPE_CHECKING
 
 from l7proxy.datapath.relay import SinkBroken
 from l7proxy.datapath.sockmap import URGENT, Splicer
 from l7proxy.errors import L7ProxyError, Reason
 from l7proxy.net.tcpinfo import tcp_info
-from l7proxy.worker.transfer import Pace, Sized
+from l7proxy.telemetry.counters import Counter
+from l7proxy.worker.transfer import Pace, Sized, Transfer
 from l7proxy.worker.wire import Wire
+
+if TYPE_CHECKING:
+    from l7proxy.worker.exchange import Exchange
 
 LEAST = 256 * 1024  # bytes that are left of a body; for fewer, copying costs less
 BULK = 64 * 1024  # bytes; who has moved more of a body keeps it until it is calm
@@ -48,6 +53,34 @@ class Fault(L7ProxyError):
     def __init__(self, bits: int) -> None:
         super().__init__(f"fault {bits}")
         self.reason = Reason.URGENT_DATA if bits & URGENT else Reason.DATAPATH
+
+
+def best_way(exchange: Exchange, transfer: Transfer) -> Transfer | KernelTransfer:
+    """How the rest of a body goes on: through the kernel, if it is long and may.
+
+    A socket that goes into the map may hold bytes: they are passed, and what was read in part is
+    trimmed. It stays there.
+    """
+    connection, body = exchange.connection, transfer.body
+    worker, source, sink = connection.worker, transfer.source, transfer.sink
+    if worker.splicer is None or not isinstance(body, Sized) or body.left < LEAST:
+        return transfer
+    if not exchange.may_lend or not connection.may_splice or sink.out:
+        return transfer
+    try:
+        for wire in (source, sink):
+            if wire.index < 0:
+                wire.enter(worker.splicer, int(wire is exchange.backend))
+                worker.stands_in_map(wire)
+    except OSError as error:
+        worker.note_refused(error)
+        exchange.may_lend = False
+        return transfer
+    if sink.given and not sink.is_settled:
+        return transfer
+    worker.lent[source.index] = connection
+    worker.view[Counter.BODIES] += 1
+    return KernelTransfer(worker.splicer, source, sink, body, worker.body_scratch)
 
 
 class KernelTransfer:

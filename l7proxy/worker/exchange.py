@@ -34,9 +34,9 @@ from l7proxy.telemetry.counters import Counter
 from l7proxy.worker import retrying
 from l7proxy.worker.answering import Answering
 from l7proxy.worker.asking import Asking
-from l7proxy.worker.bykernel import LEAST, QUIET, KernelTransfer
+from l7proxy.worker.bykernel import QUIET, KernelTransfer
 from l7proxy.worker.requests import Requests
-from l7proxy.worker.transfer import Pace, Sized, Transfer
+from l7proxy.worker.transfer import Pace, Transfer
 from l7proxy.worker.wire import READABLE, WATCH, Wire
 
 if TYPE_CHECKING:
@@ -62,7 +62,6 @@ class Exchange:
         "_lent_in",
         "_lent_out",
         "_looks",
-        "_may_lend",
         "_requests",
         "_retry_at",
         "answering",
@@ -72,6 +71,7 @@ class Exchange:
         "decision",
         "fresh",
         "head",
+        "may_lend",
         "mirrored",
         "pools",
         "retries",
@@ -107,7 +107,7 @@ class Exchange:
         self._counted_in = self._counted_out = 0
         self._lent_in, self._lent_out = requests.client.lent, 0  # before
         self._looks = 0  # for what is on its way inside the kernel, since something last moved
-        self._may_lend = decision.splice is Splice.REQUEST
+        self.may_lend = decision.splice is Splice.REQUEST  # bodies, to the kernel
         self._heard_before = 0  # bytes that the backend's connection had brought for others
         self.asking = Asking(self, requests, head, outgoing, surplus, keep)
         self.answering = Answering(self, requests.client)
@@ -189,36 +189,6 @@ class Exchange:
 
     # ---- through the kernel
 
-    def best_way(self, transfer: Transfer) -> Transfer | KernelTransfer:
-        """How the rest of this body goes on: through the kernel, if it is long and may.
-
-        A socket that goes into the map may hold bytes: they are passed, and what was read in part
-        is trimmed. It stays there.
-        """
-        connection, body = self.connection, transfer.body
-        splicer = connection.worker.splicer
-        if splicer is None or not isinstance(body, Sized) or body.left < LEAST:
-            return transfer
-        if not self._may_lend or not connection.may_splice or transfer.sink.out:
-            return transfer
-        source, sink = transfer.source, transfer.sink
-        is_up = source is self._requests.client
-        try:
-            for wire in (source, sink):
-                if wire.index < 0:
-                    wire.enter(splicer, is_up is (wire is sink))
-                    connection.worker.stands_in_map(wire)
-        except OSError as error:
-            connection.worker.note_refused(error)
-            self._may_lend = False
-            return transfer
-        if sink.given and not sink.is_settled:
-            return transfer
-        better = KernelTransfer(splicer, source, sink, body, connection.worker.body_scratch)
-        connection.worker.lent[source.index] = connection
-        connection.worker.view[Counter.BODIES] += 1
-        return better
-
     @property
     def is_lent(self) -> bool:
         """Whether the kernel moves a body now."""
@@ -231,8 +201,13 @@ class Exchange:
 
     def watch(self, source: Wire, transfer: Transfer | KernelTransfer | None) -> None:
         """Watch a source for what its transfer needs to know."""
-        by_kernel = isinstance(transfer, KernelTransfer) and not transfer.keeps_reading
-        self.connection.watch(source.sock, QUIET if by_kernel else WATCH)
+        connection = self.connection
+        if isinstance(transfer, KernelTransfer):
+            connection.watch(source.sock, WATCH if transfer.keeps_reading else QUIET)
+        else:
+            connection.watch(source.sock, WATCH)
+            if source.index >= 0:
+                connection.worker.lent.pop(source.index, None)
 
     def close(self) -> None:
         """Nothing goes on any more: neither socket is anybody's sink after this."""
