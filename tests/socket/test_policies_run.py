@@ -13,6 +13,7 @@ import socket
 import ssl
 import struct
 import threading
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -254,13 +255,14 @@ def test_each_request_of_a_connection() -> None:
             found = ask("GET", "/")
             assert found.getheader("X-Content-Type-Options") == "nosniff"
             assert ask("GET", "/api/reports/1").getheader("X-Content-Type-Options") is None
-            assert [ask("POST", "/login").status for _ in range(6)] == [200] * 5 + [429]
-            for _ in range(50):  # a burst; 0.9 ** 50 is half a percent, so there may be more
-                ask("GET", "/api/items")
-            refused = [ask("GET", "/api/items").status for _ in range(20)]
-        assert refused.count(429) >= 10  # some came back meanwhile
+            began = time.monotonic()
+            statuses = [ask("POST", "/login").status for _ in range(6)]
+            assert statuses[:5] == [200] * 5
+            if time.monotonic() - began < 10.0:  # else one has come back, of a machine that stood
+                assert statuses[5] == 429
+            assert [ask("GET", "/api/items").status for _ in range(30)] == [200] * 30
         requests = run.proxy.stats()["requests"]
         assert requests["mirrors_lost"] == 0
         copies = sum(group == "api-next" for group, _ in run.groups.heads)
-        assert copies <= requests["mirrored"] <= 60
+        assert copies <= requests["mirrored"] <= 20  # of 30, one in ten
         assert run.proxy.stats()["connections"]["accepted"] == 1
