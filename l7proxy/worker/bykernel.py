@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 
 LEAST = 256 * 1024  # bytes that are left of a body; for fewer, copying costs less
 BULK = 64 * 1024  # bytes; who has moved more of a body keeps it until it is calm
-SMALL = 16 * 1024  # bytes; a turn that moves less, and finds room for it, is a calm one
+SMALL = 128 * 1024  # bytes; a turn that moves no more, and finds room for it, is a calm one
 CALM = 8  # calm turns in a row
 TURN = 8  # buffers that are moved before others have their turn
 
