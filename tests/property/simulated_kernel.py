@@ -30,6 +30,7 @@ from l7proxy.errors import Reason
 from l7proxy.model import Datapath, Protocol, Side
 from l7proxy.session import Event, State
 from l7proxy.telemetry.counters import Counter
+from l7proxy.telemetry.metered import NOTHING
 from l7proxy.worker.adopting import _Adopting
 from l7proxy.worker.connection import Connection
 from l7proxy.worker.sending import Sending
@@ -476,6 +477,7 @@ class FakeWorker:
         self.finished = False
         self.keeping = SimpleNamespace(add=lambda _pair: None)
         self.meter = SimpleNamespace(first_byte=lambda _backend, _seconds: None)
+        self.metered = SimpleNamespace(store=lambda _index, _moved: None, of=lambda _index: NOTHING)
 
     def clock(self) -> float:
         return self.now
