@@ -74,7 +74,7 @@ COMMAND_LINE = "console=ttyS0 loglevel=4 panic=-1 random.trust_cpu=on no_timer_c
 # On the kernel's command line: what it does not know, it hands to process 1.
 ENVIRONMENT = (
     "PATH=/usr/sbin:/usr/bin HOME=/root PYTHONUNBUFFERED=1 PYTHONPATH=/src:/src/tests/matrix:/site"
-    " L7PROXY_SLOWNESS=3"
+    " L7PROXY_SLOWNESS=10"
 )
 
 
