@@ -11,12 +11,11 @@ from __future__ import annotations
 import argparse
 import asyncio
 import contextlib
+import random
 import shlex
 import socket
 import subprocess
 import time
-
-from peers import refusing_port
 
 from .client import Target
 from .judge import perform
@@ -38,7 +37,7 @@ def main() -> int:
     options = parser.parse_args()
     features = frozenset(options.only.split(",")) - {""} if options.only else FEATURES
     features -= frozenset(options.without.split(","))
-    port = refusing_port()
+    port = random.randrange(20_000, 30_000)  # below every ephemeral one
     with Origins(options.seed, options.most, features) as origins:
         command = options.command.format(port=port, **origins.ports)
         with subprocess.Popen(shlex.split(command)) as proxy:

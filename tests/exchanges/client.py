@@ -27,7 +27,7 @@ from .messages import (
 from .plan import MOST, Exchange, Script, draw, request_fields, response_fields
 from .wire import Wire
 
-SECONDS = 15.0  # that a connection may take
+SECONDS = 30.0  # that an exchange may take
 QUIET = 0.01  # seconds that some clients wait for bytes that nobody should send
 OWN_ANSWERS = (502, 503, 504)  # by which a proxy tells that an origin failed
 
@@ -79,8 +79,8 @@ async def play(target: Target, number: int) -> Outcome:
                 raise Wrong("as many connections as that make no progress")
             talk = _Talk(await _open(target, script), script, left, outcome)
             try:
-                async with asyncio.timeout(SECONDS):
-                    await talk.run()
+                async with asyncio.timeout(SECONDS) as limit:
+                    await talk.run(limit)
             finally:
                 doing = talk.doing
                 talk.wire.sock.close()
@@ -126,7 +126,9 @@ class _Talk:
         self._broken = False  # nothing can be sent any more
         self._fragile = False  # an early answer came: this connection may end, or go on
 
-    async def run(self) -> None:
+    async def run(self, limit: asyncio.Timeout) -> None:
+        """Until it is over. The limit begins anew with each answer."""
+        self._limit = limit
         writing = asyncio.ensure_future(self._write())
         reading = asyncio.ensure_future(self._read())
         try:
@@ -180,6 +182,9 @@ class _Talk:
                     return
             self._writing = f"sending the body of {exchange.name}"
             if exchange.abort == "request":
+                await wire.flush()
+                async with self._moved:  # it takes none of those before it with it
+                    await self._moved.wait_for(lambda at=at: self._done == at)
                 await self._abort(exchange)
                 return
             if not exchange.upgrade:
@@ -226,6 +231,7 @@ class _Talk:
                 return
             self._outcome.ends.append((exchange.number, attempt, end))
             self._done = at + 1
+            self._limit.reschedule(asyncio.get_running_loop().time() + SECONDS)
             self.left = [(one, tries + 1) for one, tries in self._todo[self._done :]]
             await self._notify()
             if not goes_on:

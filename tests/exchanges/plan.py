@@ -319,6 +319,9 @@ def draw(seed: int, number: int, features: frozenset[str] = FEATURES, most: int 
         exchanges.append(_upgrade(rng, number, count, features, most))
     elif last < 0.3 and "abort" in features:
         exchanges[-1] = _aborted(rng, exchanges[-1])
+    depth = rng.choice([1, 1, 1, 2, 8]) if "pipelined" in features else 1
+    if depth > 1:  # a reset that tells of one answer takes those before it with it
+        exchanges = [replace(x, breaks="") if x.breaks == "body" else x for x in exchanges]
     incoming = max(exchange.response.size for exchange in exchanges)
     outgoing = max(exchange.request.size for exchange in exchanges)
     last_one = exchanges[-1]
@@ -327,7 +330,7 @@ def draw(seed: int, number: int, features: frozenset[str] = FEATURES, most: int 
         number=number,
         exchanges=tuple(exchanges),
         way=_way(rng, incoming, outgoing, slow),
-        depth=rng.choice([1, 1, 1, 2, 8]) if "pipelined" in features else 1,
+        depth=depth,
         half_close=rng.random() < 0.1 and may_half_close and "half-close" in features,
         waits=rng.choice([0.0, 0.0, 0.0, 0.002, 0.03]),
     )

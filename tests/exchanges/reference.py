@@ -106,6 +106,7 @@ class _Exchange:
         if "no-retry" in self.faults:
             may_repeat = False
         for fresh in (False, True):
+            self.silent = True
             backend, reused = await self.proxy.take(self.name, fresh=fresh)
             try:
                 answer = await self._ask(backend)
@@ -119,7 +120,7 @@ class _Exchange:
                 break
             self._end_upload()
             backend.sock.close()
-            if not reused or not may_repeat:
+            if not reused or not may_repeat or not self.silent:
                 return await self._failed()
         assert answer is not None
         try:
@@ -164,6 +165,7 @@ class _Exchange:
                 answering.cancel()
             if answer is None or not 100 <= int(answer.start[0]) < 200 or answer.start[0] == b"101":
                 return answer
+            self.silent = False
             if not self.head.start[2] or ("interim" in self.faults and answer.start[0] == b"103"):
                 continue
             lines = [b"HTTP/1.1 %b Interim" % answer.start[0], *self._passed(answer)]
@@ -182,6 +184,7 @@ class _Exchange:
                 self.uploaded = upload.exception() is None
 
     uploaded = False
+    silent = True  # nothing has come from the origin
 
     def _passed(self, head: Head) -> list[bytes]:
         gone = HOP | head.options()
@@ -366,8 +369,11 @@ class Listening:
 
 
 async def _main(ports: list[int], port: int, faults: frozenset[str]) -> None:
-    Listening(dict(zip(ORIGINS, ports, strict=True)), faults, port)
-    await asyncio.Event().wait()
+    listening = Listening(dict(zip(ORIGINS, ports, strict=True)), faults, port)
+    try:
+        await asyncio.Event().wait()
+    finally:
+        await listening.close()
 
 
 if __name__ == "__main__":

@@ -20,7 +20,7 @@ from .plan import FEATURES, KIB, MOST
 
 pytestmark = [pytest.mark.net, pytest.mark.slow]
 
-COUNT = int(os.environ.get("L7PROXY_EXCHANGES", "200"))
+COUNT = int(os.environ.get("L7PROXY_EXCHANGES", "150"))
 SEED = int(os.environ.get("L7PROXY_SEED", "0")) or random.SystemRandom().getrandbits(32)
 POLICY = """\
 listeners:
