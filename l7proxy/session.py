@@ -145,7 +145,7 @@ TABLE: dict[tuple[State, Event], _Row] = {
     (State.IDLE, Event.BEGUN): (State.HEAD, (Command.BEGIN,)),
     (State.IDLE, Event.CLIENT_END): _CLOSE,
     (State.IDLE, Event.CLIENT_ERROR): _RESET,
-    (State.IDLE, Event.TIMEOUT): _CLOSE,
+    (State.IDLE, Event.TIMEOUT): (State.LINGER, (Command.LINGER,)),
     (State.IDLE, Event.ABORT): _RESET,
     (State.REPLY, Event.REPLIED): (State.LINGER, (Command.LINGER,)),
     (State.REPLY, Event.CLIENT_ERROR): _RESET,

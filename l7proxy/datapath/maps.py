@@ -170,6 +170,11 @@ class VerdictMaps:
         if self._openings > self.pairs:
             self._unheard = self.events()  # those of before are among them
 
+    @property
+    def has_unheard(self) -> bool:
+        """Whether `events` has something to tell of which epoll tells no more."""
+        return bool(self._unheard)
+
     def broken(self, index: int) -> int:
         """0, or the bits `BROKEN` and `URGENT`: this direction was given up, reset both sides."""
         return self._words[index * DIRECTION_WORDS + FAULT]

@@ -16,7 +16,7 @@ from l7proxy.model import Limits, Side
 from l7proxy.response import Response, ResponseReader, framing, serialise_response
 from l7proxy.session import Event
 from l7proxy.worker.bykernel import Fault, KernelTransfer, best_way
-from l7proxy.worker.transfer import Body, Chunks, Cut, Pace, Sized, Transfer, UntilEnd
+from l7proxy.worker.transfer import TURN, Body, Chunks, Cut, Pace, Sized, Transfer, UntilEnd
 from l7proxy.worker.wire import Wire
 
 if TYPE_CHECKING:
@@ -60,14 +60,20 @@ class Answering:
         connection, backend = exchange.connection, exchange.backend
         assert backend is not None
         scratch = connection.worker.first_scratch
+        rounds = 0
         while exchange.goes_on and not self._client.out:
             if self._transfer is not None:
                 self.go()
                 return
             if self.done:
                 self.spoilt = True  # whatever it is, nobody asked for it
-                exchange.asking.deaf |= backend.ended
+                if backend.ended:
+                    exchange.asking.give_up()
                 exchange.check_over()
+                return
+            rounds += 1
+            if rounds > TURN:  # interim responses without an end
+                exchange.note(Pace.TURN)
                 return
             try:
                 n = backend.read(scratch)
@@ -134,8 +140,11 @@ class Answering:
 
     def again(self) -> None:
         """A turn was over, and the others had theirs."""
+        backend = self._exchange.backend
         if self._transfer is not None:
             self.go()
+        elif backend is not None and backend.more and not self.done:
+            self.hear()
 
     @property
     def is_lent(self) -> bool:
@@ -218,8 +227,11 @@ class Answering:
                 self.go()
 
     def _end_of(self, body: Body | None, rest: bytes = b"") -> None:
+        backend = self._exchange.backend
         self.done = True
         self.spoilt |= bool(rest if body is None else body.surplus)
+        if backend is not None and backend.ended:  # of which nothing tells again
+            self._exchange.asking.give_up()
 
     def _cookie(self) -> list[tuple[bytes, bytes]]:
         cookie = self._exchange.connection.dialing.set_cookie

@@ -119,10 +119,18 @@ class Asking:
         return isinstance(self._transfer, KernelTransfer) and self._transfer.look()
 
     def close(self) -> None:
-        """Nothing of the request goes on any more."""
-        if isinstance(self._transfer, KernelTransfer):
-            self._transfer.close()
-        self._transfer = None
+        """Nothing of the request goes on any more. What was read beyond its end is the next one."""
+        transfer, self._transfer = self._transfer, None
+        if isinstance(transfer, KernelTransfer):
+            transfer.close()
+        if transfer is not None and transfer.body.done:
+            self._requests.pending = transfer.body.surplus
+
+    def give_up(self) -> None:
+        """The backend has answered, and ended: what is left of the request is nobody's."""
+        if not self.sent:
+            self.deaf = True
+            self.close()
 
     def again(self) -> None:
         """The same once more, on another connection: nobody has got it, or it may come twice."""
@@ -188,7 +196,9 @@ class Asking:
             try:
                 if transfer.pump() is Pace.DONE:
                     self._finish(transfer)
-            except (SinkBroken, SourceBroken, Cut, Fault):
+            except SinkBroken:  # what was taken for it is lost, so this is not found out again
+                self.give_up()
+            except (SourceBroken, Cut, Fault):
                 pass
 
     def _finish(self, transfer: Transfer | KernelTransfer) -> None:

@@ -253,6 +253,7 @@ class Connection:
         """An exchange has ended exactly: others may use its connection."""
         self.backend = None
         self._masks[Side.BACKEND] = None
+        self.worker.lent.pop(wire.index, None)
         self.worker.pool.put(place, wire, self)
 
     def leave_client(self) -> None:
@@ -262,6 +263,19 @@ class Connection:
         except OSError:
             pass  # it is broken: the next call on it tells
         self.reply = Reply(self, b"")
+
+    @property
+    def rests(self) -> bool:
+        """Whether it is kept, and nothing of the next request is known to have come."""
+        requests = self.requests
+        if self.session.state is not State.IDLE or requests is None:
+            return False
+        return not (requests.pending or requests.client.more)
+
+    def hang_up(self) -> None:
+        """No other request is awaited. One that is on its way must not reset what was answered."""
+        self.leave_client()
+        self.on(Event.TIMEOUT)
 
     def replied(self, count: int) -> None:
         """An answer of our own of so many bytes is written, and the client may go on."""

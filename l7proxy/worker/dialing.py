@@ -10,6 +10,7 @@ given up without blame.
 
 from __future__ import annotations
 
+import math
 import select
 import socket
 from collections.abc import Iterable, Iterator
@@ -41,10 +42,13 @@ _GONE = select.EPOLLERR | select.EPOLLHUP
 
 _WHY = {
     Reason.DIAL_TIMEOUT: "no endpoint of the backend answered in time",
+    Reason.REQUEST_TIMEOUT: "the backend did not answer in time",
     Reason.NO_ENDPOINT: "no endpoint of the backend is up",
     Reason.UNRESOLVED: "the names of the backend's endpoints have not been resolved",
     Reason.CIRCUIT_OPEN: "the backend has all the connections that it takes",
 }
+
+_LATE = (Reason.DIAL_TIMEOUT, Reason.REQUEST_TIMEOUT)
 
 
 def _same_family(host: str, address: SocketAddress) -> bool:
@@ -210,6 +214,9 @@ class Dialing:
     def timed_out(self) -> None:
         """Something is due: an attempt takes too long, or the next one is to begin beside it."""
         now = self._connection.worker.now
+        if self._request_due <= now:
+            self._unreachable(Reason.REQUEST_TIMEOUT)
+            return
         for attempt in list(self._attempts.values()):
             if dial.must_ask(attempt.place.member.address):
                 self._ask(attempt)
@@ -347,6 +354,7 @@ class Dialing:
             self._order, self._race = _NOBODY, _NO_RACE
             return False
         self._order = chain((place,), self._rest)
+        self._connection.watch(self._connection.client, 0)  # errors are always reported
         worker.calendar.set(self._connection, worker.now + SPARE_DELAY)
         return True
 
@@ -358,6 +366,7 @@ class Dialing:
         group.worked(place, Failure.DIAL)
         connection.take_backend(sock, select.EPOLLOUT if registered else None)
         connection.record.endpoint = place.text
+        connection.record.reused = False
         connection.note_dialled()
         requests = connection.requests
         if requests is None:
@@ -402,11 +411,19 @@ class Dialing:
         """When to look again."""
         connection = self._connection
         due = min(attempt.deadline for attempt in self._attempts.values())
+        due = min(due, self._request_due)
         if self._race:
             due = min(due, self._race_at)
         if any(dial.must_ask(one.place.member.address) for one in self._attempts.values()):
             due = connection.worker.now
         connection.worker.calendar.set(connection, due)
+
+    @property
+    def _request_due(self) -> float:
+        """When the route's time for the whole exchange is over, if it is for one."""
+        requests = self._connection.requests
+        exchange = None if requests is None else requests.exchange
+        return math.inf if exchange is None else exchange.request_due
 
     def _nobody(self) -> Reason:
         assert self._group is not None
@@ -421,7 +438,7 @@ class Dialing:
         connection.end_with(reason)
         detail = _WHY.get(reason, "no endpoint of the backend takes connections")
         keep = connection.requests is not None and connection.requests.may_answer
-        connection.reply_with(504 if reason is Reason.DIAL_TIMEOUT else 503, detail, keep=keep)
+        connection.reply_with(504 if reason in _LATE else 503, detail, keep=keep)
         connection.on(Event.UNREACHABLE)
 
     # ---- afterwards

@@ -20,6 +20,7 @@ it: it may be read with care. The client was told `close` then.
 
 from __future__ import annotations
 
+import math
 import select
 from typing import TYPE_CHECKING
 
@@ -267,6 +268,7 @@ class Exchange:
         if wait is None:
             return False
         connection = self.connection
+        self.asking.close()  # what is left of it was for the one that is dropped
         self.account()
         self._counted_out = 0
         self.backend = None
@@ -417,8 +419,13 @@ class Exchange:
                 self._active = self._moved_last()
             due.append((self._active + timeouts.idle, Reason.IDLE_TIMEOUT))
         if route.request:
-            due.append((self._began + route.request, Reason.REQUEST_TIMEOUT))
+            due.append((self.request_due, Reason.REQUEST_TIMEOUT))
         return due
+
+    @property
+    def request_due(self) -> float:
+        """When the route's time for the whole of it is over."""
+        return self._began + (self.decision.route.timeouts.request or math.inf)
 
     def _moved_last(self) -> float:
         """When a byte has moved last, as far as is known; TCP knows what the kernel has moved."""

@@ -19,6 +19,7 @@ from l7proxy.errors import Reason
 from l7proxy.forwarded import ForwardedWriter
 from l7proxy.model import Address, Listener, Protocol, ProxyHeader, RouteTimeouts, Timeouts
 from l7proxy.net.interception import OwnAddresses
+from l7proxy.telemetry.presence import NOWHERE
 from l7proxy.worker.intercepted import Intercepted
 
 if TYPE_CHECKING:
@@ -94,7 +95,7 @@ def admit(connection: Connection) -> bool:
         connection.record.rule = "client"
         connection.abort(Reason.DENIED)
         return False
-    if front.client_limit is not None:
+    if front.client_limit is not None and connection.presence == NOWHERE:
         counted = connection.worker.presence.enter(
             connection.listener.name, connection.client_host, front.client_limit
         )

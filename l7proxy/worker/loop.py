@@ -26,7 +26,6 @@ from l7proxy.datapath.relay import Relays
 from l7proxy.errors import Reason
 from l7proxy.model import AccessLogRules, Backend
 from l7proxy.net.process import STOP
-from l7proxy.session import Event, State
 from l7proxy.telemetry.accesslog import LIVE, Record
 from l7proxy.telemetry.counters import Counter
 from l7proxy.telemetry.log import event
@@ -172,6 +171,8 @@ class Worker:
                     self.guard(item, item.on_deadline)
                 else:
                     item.on_deadline()
+            if self._has_unheard:
+                self.drain_ring()
             if self._soon:
                 self._look_again()
             if self._reloading.busy:
@@ -197,7 +198,7 @@ class Worker:
 
     def _patience(self) -> float:
         """How long epoll may wait, in seconds; negative: for ever."""
-        if self._graves or self._reloading.busy:
+        if self._graves or self._reloading.busy or self._has_unheard:
             return 0.0
         due = self.calendar.next()
         if self._log.pending:  # its reader is slow
@@ -207,6 +208,11 @@ class Worker:
             retry = min(connection.retry_at for connection in self._soon)
             due = retry if due is None else min(due, retry)
         return -1.0 if due is None else max(0.0, due - self.clock())
+
+    @property
+    def _has_unheard(self) -> bool:
+        """Whether the ring was read ahead: epoll tells nothing of what was in it."""
+        return self.splicer is not None and self.splicer.has_unheard
 
     def guard(self, connection: Connection, call: Callable[[], None]) -> None:
         """Call; a bug of ours costs this connection, not the worker."""
@@ -465,8 +471,8 @@ class Worker:
         self.accepting.stop()
         self.pool.clear()
         for connection in self.connections():
-            if connection.session.state is State.IDLE:
-                self.guard(connection, partial(connection.on, Event.TIMEOUT))
+            if connection.rests:
+                self.guard(connection, connection.hang_up)
 
     def leave(self) -> None:
         """Another l7proxy takes the place of this one."""

@@ -224,15 +224,13 @@ class Opening:
         connection, requests = self._connection, self._connection.requests
         assert requests is not None
         worker = connection.worker
-        connection.follow_reload()
-        self._reader = HeadReader(connection.listener.limits)
+        self._follow_reload()
         if requests.pending or requests.client.more:
             worker.look_again(connection, 0.0)  # others have their turn first
         elif worker.is_stopping or connection.listener.retired:
-            connection.on(Event.TIMEOUT)
+            connection.hang_up()
             return
-        else:
-            worker.calendar.sooner(connection, worker.now + connection.listener.timeouts.keep_alive)
+        worker.calendar.sooner(connection, worker.now + connection.listener.timeouts.keep_alive)
         connection.watch(connection.client, WATCH)
 
     def resume(self) -> None:
@@ -285,14 +283,26 @@ class Opening:
                 return
         self._await_rest()
 
+    def _follow_reload(self) -> None:
+        """The next request is read, and let in, by the rules that hold now."""
+        connection, listener = self._connection, self._connection.listener
+        connection.follow_reload()
+        if connection.listener is not listener:
+            self._admitted = False
+        self._reader = HeadReader(connection.listener.limits)
+
     def _begin_next(self) -> None:
+        self._follow_reload()
         self._connection.on(Event.BEGUN)
         self._is_late = False
 
     def _await_rest(self) -> None:
         """The head is not complete: it has so much time, from its first byte on."""
         connection = self._connection
-        if connection.session.state is State.HEAD and not self._is_late:
+        if connection.session.state is State.IDLE:
+            if connection.worker.is_stopping or connection.listener.retired:
+                connection.hang_up()
+        elif not self._is_late:
             self._is_late = True
             connection.set_deadline(connection.listener.timeouts.head)
 
@@ -305,7 +315,7 @@ class Opening:
         if worker.now < until:
             worker.calendar.set(connection, until)
         elif not requests.pending:
-            connection.on(Event.TIMEOUT)
+            connection.hang_up()
 
     # ---- what is known
 

@@ -153,6 +153,8 @@ class Wire:
     @property
     def is_quiet(self) -> bool:
         """Whether nothing has come, no end either: what has would be taken for a response."""
+        if self._splicer is not None and self._is_owed(self._splicer):
+            return False
         try:
             self.sock.recv(1, _PEEK)
         except BlockingIOError:

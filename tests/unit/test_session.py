@@ -230,7 +230,7 @@ TRANSCRIPTS = {
     "exchange: the drain's deadline": EXCHANGE + ">> abort\n << reset\n == closed",
     "between two requests: the client ends": IDLE + ">> client end\n << close\n == closed",
     "between two requests: the client breaks": IDLE + ">> client error\n << reset\n == closed",
-    "between two requests: for too long, or a drain": IDLE + ">> timeout\n << close\n == closed",
+    "between two requests: for too long, or a drain": IDLE + ">> timeout\n << linger\n == linger",
     "between two requests: an operator's reset": IDLE + ">> abort\n << reset\n == closed",
 }
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import socket
 import threading
 import time
 
@@ -343,3 +344,25 @@ def test_a_client_that_does_not_read(proxy: Proxy, one: Backend) -> None:
     with connect(proxy.address("restless"), receive_buffer=4096) as client:
         client.send(get(b"/one"))
         assert proxy.record(client.port)["reason"] == "stalled"
+
+
+def test_a_backend_that_answers_and_ends_at_once_leaves_nobody_waiting(
+    proxy: Proxy, one: Backend
+) -> None:
+    """Its end comes with its answer, amid the request: nothing tells of it again."""
+
+    def script(peer: Peer) -> None:
+        read_head(peer)
+        peer.read(10)
+        peer.sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 0)
+        peer.sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_CORK, 1)
+        peer.send(b"HTTP/1.1 403 Forbidden\r\n\r\nno")
+        peer.half_close()  # both in one segment
+        peer.ending()
+
+    one.play(script)
+    with connect(proxy.address("web")) as client:
+        client.send(get(b"/one", b"Content-Length: 1000\r\n", b"POST") + b"x" * 10)
+        answer = read_message(client)
+        assert (answer.status, answer.body) == (403, b"no")
+        assert client.rest() == b""

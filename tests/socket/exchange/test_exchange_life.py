@@ -54,6 +54,22 @@ def test_the_next_request_is_for_the_next_policy(app: Backend) -> None:
         assert app.accepted == 1  # the backend is still the same one
 
 
+def test_a_policy_that_lets_the_client_in_no_more_ends_its_connection(app: Backend) -> None:
+    serve(app, echo)
+    trusted = "trustedProxies: [127.0.0.1]"
+    policy = POLICY.format(port=app.port, keep="60s", more="").replace(
+        trusted, "allow: [127.0.0.1]"
+    )
+    with Proxy(policy, "copy") as proxy, connect(proxy.address("web")) as client:
+        assert ask(client, get(b"/1")).body == b"/1 "
+        proxy.reload(policy.replace("allow:", "deny:"))
+        client.send(get(b"/2"))
+        assert client.ending() == "reset"
+        proxy.settled()
+        assert proxy.stats()["errors"]["denied"] == 1
+        proxy.stop()
+
+
 def test_connections_to_a_backend_that_is_gone_are_closed(app: Backend) -> None:
     def script(peer: Peer) -> None:
         peer.send(ok(read_message(peer).path))

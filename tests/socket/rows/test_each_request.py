@@ -6,7 +6,7 @@ import time
 
 import pytest
 from exchanging import Message, ask, echo, get, ok, post, read_message, record, serve
-from peers import Backend, Peer, connect
+from peers import Backend, Blackhole, Peer, connect
 from proxy import Proxy, until
 
 pytestmark = pytest.mark.net
@@ -126,6 +126,29 @@ def test_the_time_is_that_of_each_request(proxy: Proxy, one: Backend) -> None:
             found = ask(client, get(path))
             assert found.status in (200, 504)  # 504 only where the machine stood still
             assert found.body == path or found.status == 504
+
+
+def test_the_time_goes_on_while_endpoints_are_dialled() -> None:
+    """Two that do not answer, twenty seconds each, are no reason to wait for longer."""
+    with Blackhole() as hole, Blackhole() as other:
+        policy = f"""\
+listeners: {{web: {{address: "127.0.0.1:0"}}}}
+routes:
+  - name: all
+    splice: request
+    timeouts: {{request: 1s, dial: 20s}}
+    backendRefs: [{{name: app}}]
+backends:
+  app: {{endpoints: ["127.0.0.1:{hole.port}", "127.0.0.1:{other.port}"]}}
+"""
+        with Proxy(policy, "copy") as proxy, connect(proxy.address("web")) as client:
+            client.send(get(b"/"))
+            answer = read_message(client)
+            assert answer.status == 504
+            assert answer.body == b"504 Gateway Timeout: the backend did not answer in time\n"
+            record(proxy, client.port, b"/", reason="request_timeout", status=504)
+            client.close()
+            proxy.stop()
 
 
 # ---- the time between requests
