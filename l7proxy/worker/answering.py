@@ -80,6 +80,8 @@ class Answering:
             except SourceBroken:
                 n = 0
             if n < 0:
+                if backend.more:  # it is reset, and was not read to its end
+                    exchange.note(Pace.SOON)
                 return
             if n == 0:
                 exchange.backend_gone()

@@ -30,7 +30,7 @@ from l7proxy.errors import L7ProxyError, Reason
 from l7proxy.net.tcpinfo import tcp_info
 from l7proxy.telemetry.counters import Counter
 from l7proxy.worker.transfer import Pace, Sized, Transfer
-from l7proxy.worker.wire import Wire
+from l7proxy.worker.wire import TCP_CLOSE, Wire
 
 if TYPE_CHECKING:
     from l7proxy.worker.exchange import Exchange
@@ -41,7 +41,6 @@ SMALL = 128 * 1024  # bytes; a turn that moves no more, and finds room for it, i
 CALM = 8  # calm turns in a row
 TURN = 8  # buffers that are moved before others have their turn
 
-TCP_CLOSE = 7  # include/net/tcp_states.h
 
 QUIET = select.EPOLLOUT | select.EPOLLRDHUP | select.EPOLLET
 """What the source is watched for while the kernel has the direction."""

@@ -147,7 +147,7 @@ class Transfer:
                 return Pace.READ
             n = source.read(self._scratch)
             if n < 0:
-                return Pace.READ
+                return Pace.SOON if source.more else Pace.READ
             data = body.take(self._scratch[:n]) if n else body.end()
             if data and not sink.write(data):
                 return Pace.ROOM

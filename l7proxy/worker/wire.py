@@ -25,6 +25,9 @@ from l7proxy.datapath.relay import SinkBroken, SourceBroken
 from l7proxy.datapath.sockmap import Splicer
 from l7proxy.net.tcpinfo import tcp_info
 
+TCP_CLOSE = 7  # include/net/tcp_states.h
+LOOKS = 40  # for what was passed, at a socket that is reset; all but eight are a millisecond apart
+
 WATCH = select.EPOLLIN | select.EPOLLPRI | select.EPOLLOUT | select.EPOLLRDHUP | select.EPOLLET
 
 _DONTWAIT = socket.MSG_DONTWAIT
@@ -37,7 +40,7 @@ class Wire:
     """A socket that requests and responses go over, one after the other."""
 
     __slots__ = (
-        *("_base", "_splicer", "given", "index", "lent"),
+        *("_base", "_looks", "_splicer", "given", "index", "lent"),
         *("born", "ended", "more", "out", "put_at", "sock", "stuck_at", "stuck_since"),
         *("taken", "uses", "written"),
     )
@@ -51,6 +54,7 @@ class Wire:
         self.index = -1  # its index in the map, once it stands there
         self._splicer: Splicer | None = None
         self._base = 0  # of `taken`, when it went there
+        self._looks = 0  # for what was passed, and cannot be read
         self.out = b""  # what is to be written, and found no room
         self.more = True  # there may be something to read: a byte, an end or an error
         self.ended = False  # epoll has told of an end
@@ -77,7 +81,7 @@ class Wire:
         except OSError as error:
             raise SourceBroken(str(error)) from error
         if not n and self._splicer is not None and self._is_owed(self._splicer):
-            self.more = False  # an edge tells when it can be read
+            self._await_owed()
             return -1
         self.taken += n
         if n < len(into) and not self.ended:
@@ -126,6 +130,19 @@ class Wire:
         They wait behind bytes that are being sent to the same socket.
         """
         return splicer.passed(self.index) != self.passed_taken
+
+    def _await_owed(self) -> None:
+        """An edge tells when it can be read, or never does.
+
+        What was passed waits behind what is being sent to the same socket. When that cannot be
+        sent any more, since the socket was reset, `sk_psock_backlog` drops all of it: then nothing
+        tells, and whoever reads has to look again (`more`). Raises SourceBroken in the end.
+        """
+        self.more = tcp_info(self.sock).state == TCP_CLOSE
+        if self.more:
+            self._looks += 1
+            if self._looks > LOOKS:
+                raise SourceBroken("what it said last is gone with it")
 
     def check(self) -> None:
         """Raises SourceBroken if the socket has failed."""

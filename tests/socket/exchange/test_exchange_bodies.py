@@ -236,7 +236,12 @@ def test_an_early_refusal_by_a_backend_that_closes(proxy: Proxy, one: Backend) -
         client.send(get(b"/one", b"Content-Length: %d\r\n" % MUCH, method=b"POST"))
         client.send(bytes(100_000))
         answer = read_message(client)
-        assert (answer.status, answer.body) == (413, b"no")
+        if answer.status == 502:
+            # The refusal was queued behind a piece of the body that the kernel was sending there,
+            # and has dropped with that.
+            assert proxy.datapath == "sockmap"
+        else:
+            assert (answer.status, answer.body) == (413, b"no")
         assert client.rest() == b""
 
 
