@@ -42,6 +42,8 @@ def test_nobody_waits_longer_for_a_socket_than_for_a_dial(seconds: float) -> Non
         worker=worker,
         sending=None,
         requests=None,
+        client=None,
+        watch=lambda *_: None,
         tick=-1,
         listener=SimpleNamespace(
             protocol=Protocol.HTTP, timeouts=Timeouts(dial=seconds), groups={"app": group}
@@ -80,6 +82,8 @@ def test_epoll_takes_no_more_descriptors() -> None:
         worker=worker,
         sending=None,
         requests=None,
+        client=None,
+        watch=lambda *_: None,
         tick=-1,
         listener=SimpleNamespace(
             protocol=Protocol.HTTP, timeouts=Timeouts(), groups={"app": group}

@@ -49,11 +49,13 @@ def test_all_parts_run_though_one_fails(nightly) -> None:
     assert [line for line in lines if line.startswith("made")] == [
         "made soak with CI=true",
         "made survive with CI=true",
+        "made exchanges with CI=true",
         "made kernel-matrix with CI=true",
     ]
-    *_, soak, survive, matrix, last = (line.split(maxsplit=3) for line in lines)
+    *_, soak, survive, exchanges, matrix, last = (line.split(maxsplit=3) for line in lines)
     assert (soak[0], soak[3]) == ("soak", "ok")
     assert (survive[0], survive[3]) == ("survive", "FAILED: make's exit status is 2")
+    assert (exchanges[0], exchanges[3]) == ("exchanges", "ok")
     assert (matrix[0], matrix[3]) == ("kernel-matrix", "ok")
     assert " ".join(last) == "nightly: FAILED"
     assert status == 1
