@@ -64,7 +64,8 @@ class Groups:
             self.heads.append((group, first))
             body = f"{group}\n".encode()
             if re.match(rb"[A-Z]+ /", got):
-                head = f"HTTP/1.1 200 OK\r\nContent-Length: {len(body)}\r\n\r\n".encode()
+                close = "Connection: close\r\n"  # as it does
+                head = f"HTTP/1.1 200 OK\r\n{close}Content-Length: {len(body)}\r\n\r\n".encode()
                 body = head if got.startswith(b"HEAD") else head + body
             client.sendall(body)
             client.shutdown(socket.SHUT_WR)

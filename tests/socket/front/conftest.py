@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import pytest
 from fronts import POLICY
-from peers import Backend
+from peers import Backend, connect
 from proxy import DATAPATHS, Proxy
 
 
@@ -30,6 +30,9 @@ def front_house(request: pytest.FixtureRequest) -> Iterator[FrontHouse]:
 @pytest.fixture
 def proxy(front_house: FrontHouse) -> Iterator[Proxy]:
     """The shared proxy; no connection and no internal error is left after the test."""
+    with connect(front_house.proxy.address("web")) as last:
+        port = last.port
+    front_house.proxy.record(port)  # it comes behind those of the tests before
     front_house.proxy.forget_records()
     yield front_house.proxy
     stats = front_house.proxy.settled()
